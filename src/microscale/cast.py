@@ -1,0 +1,109 @@
+"""The verb `cast`: values on a format's grid, with a straight-through gradient."""
+
+import typing
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import microscale.ops  # noqa: F401  (registers the operators)
+from microscale.errors import MicroscaleError
+from microscale.formats import BlockFormat
+from microscale.kernels.plan import FLOATS, plan
+from microscale.rounding import Gradient, make_options
+
+Array = NDArray[np.floating]
+TensorOrArray = TypeVar("TensorOrArray", Tensor, Array)
+
+
+def cast(
+    x: TensorOrArray,
+    fmt: str | BlockFormat,
+    axis: int = -1,
+    *,
+    rounding: str = "even",
+    overflow: str = "saturate",
+    nonfinite: str = "block",
+    flush_subnormals: str = "off",
+    gradient: str = "identity",
+    dtype: torch.dtype | None = None,
+    out: TensorOrArray | None = None,
+) -> TensorOrArray:
+    """Cast `x` to the values of a block format, along `axis`.
+
+    Args:
+        x: tensor or NumPy array of any shape, float32, bfloat16, float16 or float64. Float64 is
+            computed in float64, the others in float32; power-of-two scales are exact.
+        fmt: a block format or its spelling, such as "mxfp4".
+        axis: the axis that blocks run along; the reduction axis of the product to come.
+        rounding: "even", "away" or "zero".
+        overflow: "saturate", or "nonfinite" for elements that have NaN or infinity.
+        nonfinite: "block" makes a block that holds NaN or infinity NaN; "element" keeps what the
+            element can encode.
+        flush_subnormals: "off", "element" (arXiv 2310.10537, Algorithm 1) or "block" (its library).
+        gradient: "identity", or "clipped" for zero where the cast saturates.
+        dtype: of the result; x's by default. Where it cannot hold a value (float16), IEEE rounding.
+        out: a tensor or array of x's shape that receives the result, without a gradient.
+
+    Returns:
+        A contiguous tensor of x's shape; for an array, an array.
+
+    Raises:
+        MicroscaleError: unknown names, dtypes that are not floats, an axis that does not exist.
+
+    Source: OCP MX v1.0, 6.3; docs/numerics.md states every detail.
+    """
+    tensor = to_tensor(x)
+    options = make_options(rounding, overflow, nonfinite, flush_subnormals)
+    checked = plan(tensor, fmt, axis, options)
+    clipped = Gradient(gradient) is Gradient.CLIPPED
+    target = None if out is None else to_tensor(out, "out")
+    dtype = result_dtype(tensor, dtype, target)
+    spelled = (str(checked.format), checked.axis, str(options))
+    values: Tensor = torch.ops.microscale.cast(tensor, *spelled, dtype)
+    if clipped and tensor.requires_grad:
+        inside = torch.ops.microscale.in_range(tensor.detach(), *spelled)
+        values = torch.where(inside, values, values.detach())
+    if target is not None and out is not None:
+        with torch.no_grad():
+            target.copy_(values)
+        return out
+    return typing.cast("TensorOrArray", values if tensor is x else values.numpy())  # type: ignore[redundant-expr]
+
+
+def to_tensor(x: object, argument: str = "x") -> Tensor:
+    """A tensor as it is, a NumPy array as a tensor that shares its memory where it can."""
+    if isinstance(x, Tensor):
+        return x
+    if not isinstance(x, np.ndarray):
+        raise MicroscaleError(
+            f"{argument} is a {type(x).__name__}; give a torch tensor or a NumPy array."
+        )
+    if x.dtype not in (np.float16, np.float32, np.float64):
+        raise MicroscaleError(
+            f"{argument} has dtype {x.dtype}; arrays take float16, float32 or float64. "
+            "Convert it first, for example with x.astype('float32')."
+        )
+    if argument == "x" and (not x.flags.writeable or min(x.strides, default=0) < 0):
+        x = x.copy()
+    return torch.from_numpy(x)
+
+
+def result_dtype(x: Tensor, dtype: torch.dtype | None, out: Tensor | None) -> torch.dtype:
+    """The type of a result: as asked for, else that of `out`, else that of `x`."""
+    if dtype is not None and dtype not in FLOATS:
+        raise MicroscaleError(f"dtype {dtype} is not one of {', '.join(map(str, FLOATS))}.")
+    if out is None:
+        return dtype or x.dtype
+    if out.shape != x.shape or out.dtype not in FLOATS:
+        raise MicroscaleError(
+            f"out is {out.dtype} of shape {tuple(out.shape)}; it must be a float tensor of shape "
+            f"{tuple(x.shape)}."
+        )
+    if dtype not in (None, out.dtype):
+        raise MicroscaleError(
+            f"dtype {dtype} and out of dtype {out.dtype} disagree; leave one away."
+        )
+    return out.dtype

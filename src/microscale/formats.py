@@ -1,0 +1,541 @@
+"""Formats as data. Every number about a format is written here once; the rest is derived.
+
+An element format is the grid of one value; a scale format is the grid of the shared scale; a
+block format joins the two with a block shape and a scale rule. Kernels, checkpoints and
+documentation receive these records or the numbers derived from them.
+
+Sources: OCP Microscaling Formats (MX) v1.0, tables 1 to 7; OCP OFP8 v1.0 for E4M3 and E5M2;
+arXiv 2309.17224 for the `fnuz` kind; NVIDIA Transformer Engine documentation for NVFP4.
+"""
+
+import math
+import re
+import typing
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Literal
+
+from microscale.errors import MicroscaleError, near_names
+from microscale.rounding import ScaleRule
+
+Specials = Literal["finite", "fn", "fnuz", "ieee"]
+"""Which codes are not numbers: none; one NaN magnitude; the code of -0; the top exponent."""
+
+WholeBlock = Literal["channel", "token", "tensor"]
+"""Blocks as long as the data: one scale per output channel, per token, for the whole tensor."""
+
+WHOLE_BLOCKS: tuple[WholeBlock, ...] = ("channel", "token", "tensor")
+SPECIALS: tuple[Specials, ...] = ("finite", "fn", "fnuz", "ieee")
+
+
+@dataclass(frozen=True)
+class ElementFormat:
+    """The grid of one element.
+
+    Floats (`exponent_bits > 0`) are sign-magnitude, with value (-1)^s 2^(E-bias) (1 + M/2^m), or
+    2^(1-bias) M/2^m where the exponent field E is zero. Integers (`exponent_bits == 0`) are
+    two's complement k with value k / 2^m (OCP MX 5.3.4: INT8 is k/64), symmetric: the most
+    negative code is never produced, and decodes as its value.
+
+    `mantissa_bits` counts the fraction bits; `bias` is the exponent bias (0 for integers).
+    """
+
+    exponent_bits: int
+    mantissa_bits: int
+    specials: Specials
+    bias: int
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether codes are two's complement integers."""
+        return self.exponent_bits == 0
+
+    @property
+    def bits(self) -> int:
+        """Width of one code; integers have a sign and an integer bit before the fraction."""
+        return self.mantissa_bits + 2 if self.is_integer else 1 + self.code_bits
+
+    @property
+    def code_bits(self) -> int:
+        """Width of the magnitude part of a float's code."""
+        return self.exponent_bits + self.mantissa_bits
+
+    @cached_property
+    def name(self) -> str:
+        """The spelling that `get_format` reads back."""
+        if self.is_integer:
+            return f"int{self.bits}"
+        usual = _usual_float(self.exponent_bits, self.mantissa_bits)
+        bias = (
+            f"b{self.bias}" if self.bias != _usual_bias(self.exponent_bits, self.specials) else ""
+        )
+        specials = self.specials if self.specials != usual.specials else ""
+        return f"e{self.exponent_bits}m{self.mantissa_bits}{bias}{specials}"
+
+    def __str__(self) -> str:
+        """Return the spelling."""
+        return self.name
+
+    @property
+    def emin(self) -> int:
+        """Exponent of the smallest normal value; below it the grid is uniform."""
+        return 0 if self.is_integer else 1 - self.bias
+
+    @cached_property
+    def emax(self) -> int:
+        """Exponent of the largest finite value: floor(log2(largest))."""
+        return math.frexp(self.largest)[1] - 1
+
+    @cached_property
+    def largest_code(self) -> int:
+        """Code of the largest finite value."""
+        if self.is_integer:
+            return (1 << (self.bits - 1)) - 1
+        if self.specials == "ieee":
+            return (((1 << self.exponent_bits) - 1) << self.mantissa_bits) - 1
+        return (1 << self.code_bits) - (2 if self.specials == "fn" else 1)
+
+    @cached_property
+    def largest(self) -> float:
+        """Largest finite value."""
+        return self._magnitude(self.largest_code)
+
+    @property
+    def smallest_normal(self) -> float | None:
+        """Smallest positive normal value; None for integers, whose grid is uniform."""
+        return None if self.is_integer else math.ldexp(1.0, self.emin)
+
+    @property
+    def smallest(self) -> float:
+        """Smallest positive value: the spacing of the grid at zero."""
+        return self._magnitude(1)
+
+    @property
+    def smallest_subnormal(self) -> float | None:
+        """Smallest positive subnormal value; None where there is none."""
+        return self.smallest if self.mantissa_bits and not self.is_integer else None
+
+    @property
+    def has_negative_zero(self) -> bool:
+        """Whether zero carries a sign."""
+        return not self.is_integer and self.specials != "fnuz"
+
+    @property
+    def inf_code(self) -> int | None:
+        """Code of +infinity."""
+        if self.is_integer or self.specials != "ieee":
+            return None
+        return ((1 << self.exponent_bits) - 1) << self.mantissa_bits
+
+    @property
+    def nan_code(self) -> int | None:
+        """Code of the NaN that casts produce (positive and quiet where there is a choice)."""
+        if self.is_integer or self.specials == "finite":
+            return None
+        if self.specials == "fnuz":
+            return 1 << self.code_bits
+        # ieee: the top mantissa bit marks a quiet NaN; fn: the one NaN magnitude is all ones.
+        quiet = ((1 << self.exponent_bits) - 1) << self.mantissa_bits | (
+            1 << self.mantissa_bits >> 1
+        )
+        return quiet if self.specials == "ieee" else 2**self.code_bits - 1
+
+    @property
+    def has_inf(self) -> bool:
+        """Whether infinity has a code."""
+        return self.inf_code is not None
+
+    @property
+    def has_nan(self) -> bool:
+        """Whether NaN has a code."""
+        return self.nan_code is not None
+
+    @cached_property
+    def values(self) -> tuple[float, ...]:
+        """The value of every code, in the order of the codes; NaN and infinities included."""
+        return tuple(self._value(code) for code in range(1 << self.bits))
+
+    def _value(self, code: int) -> float:
+        if self.is_integer:
+            signed = code - (1 << self.bits) if code >> (self.bits - 1) else code
+            return math.ldexp(signed, -self.mantissa_bits)
+        sign, magnitude = divmod(code, 1 << self.code_bits)
+        if self.specials == "fnuz" and code == self.nan_code:
+            return math.nan
+        if magnitude == self.inf_code:
+            return -math.inf if sign else math.inf
+        if magnitude > self.largest_code:
+            return math.nan
+        return math.copysign(self._magnitude(magnitude), -1.0 if sign else 1.0)
+
+    def _magnitude(self, code: int) -> float:
+        if self.is_integer:
+            return math.ldexp(code, -self.mantissa_bits)
+        field, fraction = divmod(code, 1 << self.mantissa_bits)
+        significand = fraction + (1 << self.mantissa_bits if field else 0)
+        return math.ldexp(significand, max(field, 1) - self.bias - self.mantissa_bits)
+
+
+def _usual_bias(exponent_bits: int, specials: Specials) -> int:
+    return (1 << (exponent_bits - 1)) - (0 if specials == "fnuz" else 1)
+
+
+def float_format(
+    exponent_bits: int,
+    mantissa_bits: int,
+    specials: Specials | None = None,
+    bias: int | None = None,
+) -> ElementFormat:
+    """Make a float element of 2 to 8 bits; kind and bias default to those of the OCP formats.
+
+    Raises MicroscaleError for a width, kind or bias that no such format has.
+    """
+    element = _usual_float(exponent_bits, mantissa_bits)
+    where = f"element format e{exponent_bits}m{mantissa_bits}"
+    if exponent_bits < 1 or mantissa_bits < 0 or not 2 <= element.bits <= 8:
+        raise MicroscaleError(
+            f"{where} has {element.bits} bits; floats of 2 to 8 bits are supported."
+        )
+    specials = specials or element.specials
+    if specials == "ieee" and mantissa_bits == 0:
+        raise MicroscaleError(
+            f"{where} of kind ieee has no mantissa bit to tell NaN from infinity."
+        )
+    if specials in ("ieee", "fn") and element.code_bits - mantissa_bits * (specials == "ieee") < 2:
+        raise MicroscaleError(f"{where} of kind {specials} has no codes left for normal values.")
+    bias = _usual_bias(exponent_bits, specials) if bias is None else bias
+    if not 0 <= bias <= 64:
+        raise MicroscaleError(f"{where} has bias {bias}; biases from 0 to 64 are supported.")
+    return ElementFormat(exponent_bits, mantissa_bits, specials, bias)
+
+
+def _usual_float(exponent_bits: int, mantissa_bits: int) -> ElementFormat:
+    kinds: dict[tuple[int, int], Specials] = {(4, 3): "fn", (5, 2): "ieee"}
+    specials = kinds.get((exponent_bits, mantissa_bits), "finite")
+    bias = _usual_bias(max(exponent_bits, 1), specials)
+    return ElementFormat(exponent_bits, mantissa_bits, specials, bias)
+
+
+def integer_format(bits: int) -> ElementFormat:
+    """Make the integer element of `bits` bits, 2 to 8, with value k / 2^(bits-2)."""
+    if not 2 <= bits <= 8:
+        raise MicroscaleError(f"element format int{bits}: integers of 2 to 8 bits are supported.")
+    return ElementFormat(0, bits - 2, "finite", 0)
+
+
+E4M3 = float_format(4, 3)
+E5M2 = float_format(5, 2)
+E2M3 = float_format(2, 3)
+E3M2 = float_format(3, 2)
+E2M1 = float_format(2, 1)
+INT8 = integer_format(8)
+INT4 = integer_format(4)
+
+ELEMENTS: dict[str, ElementFormat] = {
+    str(element): element for element in (E4M3, E5M2, E2M3, E3M2, E2M1, INT8, INT4)
+}
+
+
+@dataclass(frozen=True)
+class ScaleFormat:
+    """The grid of a shared scale.
+
+    A power of two has `exponents`, the closed range of its exponents; a real-valued scale has a
+    `grid`, whose positive values it takes. `bits` is what one scale costs in storage.
+    """
+
+    name: str
+    bits: int
+    exponents: tuple[int, int] | None = None
+    grid: ElementFormat | None = None
+
+    def __str__(self) -> str:
+        """Return the spelling."""
+        return self.name
+
+    @property
+    def is_power_of_two(self) -> bool:
+        """Whether scales are powers of two, so that scaling is exact."""
+        return self.exponents is not None
+
+    @property
+    def largest(self) -> float:
+        """Largest finite scale."""
+        if self.grid is not None:
+            return self.grid.largest
+        assert self.exponents is not None
+        return math.ldexp(1.0, self.exponents[1])
+
+    @property
+    def smallest(self) -> float:
+        """Smallest positive scale."""
+        if self.grid is not None:
+            return self.grid.smallest
+        assert self.exponents is not None
+        return math.ldexp(1.0, self.exponents[0])
+
+    @property
+    def default_rule(self) -> ScaleRule:
+        """The rule meant when a spelling names none."""
+        return ScaleRule.FLOOR if self.is_power_of_two else ScaleRule.AMAX
+
+
+E8M0 = ScaleFormat("e8m0", 8, exponents=(-127, 127))
+POW2 = ScaleFormat("pow2", 16, exponents=(-1022, 1022))
+SCALE_E4M3 = ScaleFormat("e4m3", 8, grid=E4M3)
+UE5M3 = ScaleFormat("ue5m3", 8, grid=ElementFormat(5, 3, "ieee", 15))
+BF16 = ScaleFormat("bf16", 16, grid=ElementFormat(8, 7, "ieee", 127))
+FP32 = ScaleFormat("fp32", 32, grid=ElementFormat(8, 23, "ieee", 127))
+
+SCALES: dict[str, ScaleFormat] = {
+    str(scale): scale for scale in (E8M0, SCALE_E4M3, UE5M3, BF16, FP32, POW2)
+}
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """An element format, a scale format, a block shape and a scale rule.
+
+    `block` is a number of values along the cast's axis, a tile `(rows, columns)`, or the name of a
+    whole block. `rule` defaults to the scale's own. `tensor_scale` is a second, outer scale for
+    the whole tensor (NVFP4).
+    """
+
+    element: ElementFormat
+    scale: ScaleFormat
+    block: int | tuple[int, int] | WholeBlock
+    rule: ScaleRule = typing.cast("ScaleRule", None)  # noqa: RUF009 (None: the scale's own rule)
+    tensor_scale: ScaleFormat | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit together; fill in the default rule."""
+        rule = ScaleRule(self.rule or self.scale.default_rule)
+        object.__setattr__(self, "rule", rule)
+        if (rule is ScaleRule.AMAX) == self.scale.is_power_of_two:
+            rules = [r for r in ScaleRule if (r is ScaleRule.AMAX) != self.scale.is_power_of_two]
+            raise MicroscaleError(
+                f"scale rule {rule} does not apply to the scale format {self.scale}; "
+                f"use {' or '.join(rules)}."
+            )
+        if isinstance(self.block, str):
+            if self.block not in WHOLE_BLOCKS:
+                raise MicroscaleError(
+                    f"block {self.block!r} is not known.{near_names(self.block, WHOLE_BLOCKS)}"
+                )
+        elif min(sizes := (self.block,) if isinstance(self.block, int) else self.block) < 1:
+            raise MicroscaleError(f"block size {min(sizes)} is not positive; MX uses 32.")
+        if self.tensor_scale is not None and (
+            self.tensor_scale.is_power_of_two or self.scale.is_power_of_two
+        ):
+            raise MicroscaleError("a tensor scale needs real-valued scales, as in nvfp4.")
+
+    @cached_property
+    def name(self) -> str:
+        """The spelling that `get_format` reads back."""
+        plain = replace(self, rule=self.scale.default_rule)
+        base = _SPELLED.get(plain) or _spell(plain)
+        return base if self.rule == self.scale.default_rule else f"{base}-{self.rule}"
+
+    def __str__(self) -> str:
+        """Return the spelling."""
+        return self.name
+
+    @property
+    def bits_per_value(self) -> float:
+        """Stored bits per value, scales included, for axes that are multiples of the block.
+
+        Whole blocks share one scale among as many values as the data has, so there the element
+        alone counts; `storage_bits` gives the exact number for a shape.
+        """
+        if isinstance(self.block, str):
+            return float(self.element.bits)
+        values = self.block if isinstance(self.block, int) else math.prod(self.block)
+        return self.element.bits + self.scale.bits / values
+
+    def storage_bits(self, shape: tuple[int, ...], axis: int = -1) -> int:
+        """Exact bits of a tensor of `shape` packed along `axis`: codes, padding, scales."""
+        shape = shape or (1,)
+        axis %= len(shape)
+        length, rows = shape[axis], math.prod(shape[:axis] + shape[axis + 1 :])
+        codes = rows * packed_bytes(length, self.element.bits, self.padding) * 8
+        outer = self.tensor_scale.bits if self.tensor_scale else 0
+        return codes + self._scales(shape, axis) * self.scale.bits + outer
+
+    @property
+    def padding(self) -> int:
+        """Rows are stored as multiples of this many codes."""
+        return self.block if isinstance(self.block, int) else 1
+
+    def _scales(self, shape: tuple[int, ...], axis: int) -> int:
+        if not math.prod(shape):
+            return 0
+        if self.block == "tensor":
+            return 1
+        if self.block == "channel":
+            return shape[channel_dimension(len(shape), axis)] if len(shape) > 1 else 1
+        rows = math.prod(shape[:axis] + shape[axis + 1 :])
+        return rows * (-(-shape[axis] // self.block) if isinstance(self.block, int) else 1)
+
+
+def channel_dimension(dimensions: int, axis: int) -> int:
+    """The dimension that a `channel` block keeps apart: 0, or the last if 0 is reduced."""
+    return 0 if axis != 0 else dimensions - 1
+
+
+def packing_group(bits: int) -> int:
+    """The fewest codes of `bits` bits that fill whole bytes."""
+    return 8 // math.gcd(8, bits)
+
+
+def packed_bytes(length: int, bits: int, padding: int) -> int:
+    """Bytes of a row of `length` codes, padded to whole blocks and then to whole bytes."""
+    whole = -(-length // padding) * padding
+    group = packing_group(bits)
+    return -(-whole // group) * group * bits // 8
+
+
+MXFP8_E4M3 = BlockFormat(E4M3, E8M0, 32)
+MXFP8_E5M2 = BlockFormat(E5M2, E8M0, 32)
+MXFP6_E2M3 = BlockFormat(E2M3, E8M0, 32)
+MXFP6_E3M2 = BlockFormat(E3M2, E8M0, 32)
+MXFP4 = BlockFormat(E2M1, E8M0, 32)
+MXINT8 = BlockFormat(INT8, E8M0, 32)
+NVFP4 = BlockFormat(E2M1, SCALE_E4M3, 16, tensor_scale=FP32)
+
+_CONCRETE: dict[str, BlockFormat] = {
+    "mxfp8_e4m3": MXFP8_E4M3,
+    "mxfp8_e5m2": MXFP8_E5M2,
+    "mxfp6_e2m3": MXFP6_E2M3,
+    "mxfp6_e3m2": MXFP6_E3M2,
+    "mxfp4": MXFP4,
+    "mxint8": MXINT8,
+    "nvfp4": NVFP4,
+}
+_SPELLED = {fmt: name for name, fmt in _CONCRETE.items()}
+
+
+def _element_spelling(element: ElementFormat) -> str:
+    """The element's name as block formats spell it: `fp8_e4m3`, `int8`."""
+    return element.name if element.is_integer else f"fp{element.bits}_{element.name}"
+
+
+def _default_scale(block: int | tuple[int, int] | WholeBlock) -> ScaleFormat:
+    return FP32 if isinstance(block, str) else E8M0
+
+
+def _spell(fmt: BlockFormat) -> str:
+    block = fmt.block if not isinstance(fmt.block, tuple) else "x".join(map(str, fmt.block))
+    parts = [_element_spelling(fmt.element), str(block)]
+    if fmt.scale != _default_scale(fmt.block):
+        parts.append(str(fmt.scale))
+    if fmt.tensor_scale is not None:
+        parts.append(f"tensor_{fmt.tensor_scale}")
+    return "-".join(parts)
+
+
+NAMED: dict[str, BlockFormat] = _CONCRETE | {
+    str(fmt): fmt
+    for fmt in (
+        BlockFormat(element, FP32, block)
+        for element in (INT8, INT4, E4M3, E5M2)
+        for block in WHOLE_BLOCKS
+    )
+}
+"""The formats that tables list, by their spelling. Any other can be written down."""
+
+_FLOAT = re.compile(r"(?:fp\d+_)?e(\d+)m(\d+)(?:b(\d+))?(finite|fn|fnuz|ieee)?")
+_INTEGER = re.compile(r"int(\d+)")
+_ALIASES = {"mxfp8": "mxfp8_e4m3", "mxfp6": "mxfp6_e2m3", "mxfp4_e2m1": "mxfp4"}
+
+
+def get_format(spelling: "str | BlockFormat | ElementFormat") -> BlockFormat | ElementFormat:
+    """Read a format's spelling, in any case: `mxfp4`, `mxfp4-rceil`, `e4m3`, `e3m0-16-bf16`.
+
+    `get_format(str(f)) == f` for every format. Raises MicroscaleError with near names.
+    """
+    if not isinstance(spelling, str):
+        if isinstance(spelling, (BlockFormat, ElementFormat)):
+            return spelling
+        raise MicroscaleError(f"format {spelling!r} is neither a spelling nor a format.")
+    return _read(spelling.strip().lower())
+
+
+def get_block_format(spelling: "str | BlockFormat") -> BlockFormat:
+    """Read the spelling of a block format; refuse an element format, which has no scale."""
+    fmt = get_format(spelling)
+    if isinstance(fmt, ElementFormat):
+        raise MicroscaleError(
+            f"{fmt} is an element format, without a scale; name a block, for example "
+            f"{_element_spelling(fmt)}-32 or {_element_spelling(fmt)}-tensor."
+        )
+    return fmt
+
+
+@lru_cache(maxsize=1024)
+def _read(spelling: str) -> BlockFormat | ElementFormat:
+    base, *options = _ALIASES.get(spelling, spelling).split("-")
+    base = _ALIASES.get(base, base)
+    concrete = _CONCRETE.get(base)
+    element = concrete.element if concrete else _read_element(base)
+    if element is None:
+        known = NAMED.keys() | ELEMENTS.keys()
+        raise MicroscaleError(
+            f"format {spelling!r} is not known.{near_names(spelling, known)} "
+            "Any format can be written as element-block-scale-rule, as in e3m2-16-e8m0-ceil."
+        )
+    if concrete is None and not options:
+        return element
+    return _read_block(spelling, element, concrete, options)
+
+
+def _read_block(
+    spelling: str, element: ElementFormat, concrete: BlockFormat | None, options: list[str]
+) -> BlockFormat:
+    block = concrete.block if concrete else None
+    scale = concrete.scale if concrete else None
+    rule: ScaleRule | None = None
+    tensor_scale = concrete.tensor_scale if concrete else None
+    for option in options:
+        if (read := _read_size(option)) is not None:
+            block = read
+        elif option in SCALES:
+            scale = SCALES[option]
+        elif option in list(ScaleRule):
+            rule = ScaleRule(option)
+        elif option.removeprefix("tensor_") in SCALES:
+            tensor_scale = SCALES[option.removeprefix("tensor_")]
+        else:
+            known = [*WHOLE_BLOCKS, "32", *SCALES, *ScaleRule]
+            raise MicroscaleError(
+                f"format {spelling!r}: option {option!r} is not known.{near_names(option, known)}"
+            )
+    if block is None:
+        raise MicroscaleError(f"format {spelling!r} names no block; add one, as in {element}-32.")
+    scale = scale or _default_scale(block)
+    return BlockFormat(element, scale, block, rule or scale.default_rule, tensor_scale)
+
+
+def _read_size(option: str) -> int | tuple[int, int] | WholeBlock | None:
+    for whole in WHOLE_BLOCKS:
+        if option == whole:
+            return whole
+    if option.isdecimal():
+        return int(option)
+    rows, times, columns = option.partition("x")
+    return (int(rows), int(columns)) if times and rows.isdecimal() and columns.isdecimal() else None
+
+
+def _read_element(name: str) -> ElementFormat | None:
+    if match := _INTEGER.fullmatch(name):
+        return integer_format(int(match[1]))
+    if match := _FLOAT.fullmatch(name):
+        kinds: dict[str, Specials] = {str(kind): kind for kind in SPECIALS}
+        bias = int(match[3]) if match[3] else None
+        element = float_format(int(match[1]), int(match[2]), kinds.get(match[4] or ""), bias)
+        prefix = name.partition("_")[0] if name.startswith("fp") else f"fp{element.bits}"
+        if prefix != f"fp{element.bits}":
+            raise MicroscaleError(
+                f"format {name!r}: {element} has {element.bits} bits, not {prefix[2:]}."
+            )
+        return element
+    return None

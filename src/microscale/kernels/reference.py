@@ -1,0 +1,368 @@
+"""The algorithm in plain PyTorch: scale, round, encode, pack. The specification of all kernels.
+
+Layout: the cast's axis is split in place into (blocks, values of a block), so that any axis is
+cast without moving memory; a ragged last block is padded with zeros, which change no maximum.
+
+Range: float64 input is computed in float64, everything else in float32. Dividing by a power of two
+only loses bits of values far below half the smallest element, which round to zero either way; so
+power-of-two scales are exact. Exponents come from bits or `frexp`, because the float32 log2 rounds
+up just below powers of two.
+
+Cost: about a dozen passes over the data. The steps stay apart here, because the C++ and Triton
+kernels are read beside them.
+"""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from microscale.formats import BlockFormat, ElementFormat, ScaleFormat, packing_group
+from microscale.kernels.plan import Plan
+from microscale.kernels.storage import Stored, decoded_shape, empty_storage
+from microscale.rounding import FlushSubnormals, Nonfinite, Overflow, Rounding, ScaleRule
+
+SMALLEST_NORMAL = 2.0**-126  # of float32
+UNBOUNDED_NAN = -(2**15)  # the int16 that stands for a NaN scale without a bound
+
+
+class Scales(NamedTuple):
+    """The shared scales of a tensor, as values that broadcast against its blocks."""
+
+    block: Tensor  # NaN where the whole block is NaN
+    tensor: Tensor | None  # the outer scale of NVFP4, zero-dimensional
+
+
+# ---------------------------------------------------------------- whole casts
+
+
+def cast(x: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
+    """Values of `x` on the format's grid: `dequantize(quantize(x))` without packing."""
+    if x.numel() == 0:
+        return torch.empty(x.shape, dtype=dtype, device=x.device)
+    blocks, scales = scale(split(widen(x, plan.format), plan), plan)
+    values = times(rounded(blocks, scales, plan), scales)
+    return merge(values, x.shape, plan).to(dtype).contiguous()
+
+
+def in_range(x: Tensor, plan: Plan) -> Tensor:
+    """Whether |x| <= largest x scale: false where a cast saturates. NaN is out of range."""
+    if x.numel() == 0:
+        return torch.empty(x.shape, dtype=torch.bool, device=x.device)
+    blocks, scales = scale(split(widen(x, plan.format), plan), plan)
+    limit = times(torch.full_like(scales.block, plan.format.element.largest), scales)
+    return merge(blocks.abs() <= limit, x.shape, plan).contiguous()
+
+
+def quantize(x: Tensor, plan: Plan) -> Stored:
+    """Packed codes and stored scales, the block axis last, and the tensor scale (else empty)."""
+    fmt, shape = plan.format, x.shape or (1,)
+    x = x.reshape(shape)
+    if x.numel() == 0:
+        return empty_storage(x, plan)
+    blocks, scales = scale(split(widen(x, fmt), plan), plan)
+    codes = merge(encode(rounded(blocks, scales, plan), fmt.element), shape, plan)
+    stored = encode_scale(scales.block, fmt.scale)
+    if isinstance(fmt.block, int):
+        stored = stored.squeeze(plan.axis + 1)
+    outer = x.new_empty(0) if scales.tensor is None else scales.tensor.reshape(1)
+    packed = pack(codes.movedim(plan.axis, -1), fmt.element.bits, fmt.padding)
+    return packed, stored.movedim(plan.axis, -1).contiguous(), outer.float()
+
+
+def dequantize(stored: Stored, length: int, plan: Plan, dtype: torch.dtype) -> Tensor:
+    """Decoded values, contiguous, with the block axis of `length` values back in its place."""
+    (codes, scales, tensor_scale), fmt = stored, plan.format
+    shape = decoded_shape(codes, plan.axis, length)
+    if math.prod(shape) == 0:
+        return torch.empty(shape, dtype=dtype, device=codes.device)
+    # Scales beyond float32 (powers of two without a bound) are decoded in float64.
+    unbounded = fmt.scale.is_power_of_two and fmt.scale.bits > 8
+    wide = torch.float64 if dtype is torch.float64 or unbounded else torch.float32
+    values = decode(unpack(codes, fmt.element.bits, length), fmt.element, wide)
+    blocks = split(values.movedim(-1, plan.axis), plan)
+    block = decode_scale(scales, fmt.scale, wide).movedim(-1, plan.axis)
+    if isinstance(fmt.block, int):
+        block = block.unsqueeze(plan.axis + 1)
+    outer = tensor_scale.to(wide).reshape(()) if tensor_scale.numel() else None
+    return merge(times(blocks, Scales(block, outer)), shape, plan).to(dtype).contiguous()
+
+
+# ---------------------------------------------------------------- blocks
+
+
+def widen(x: Tensor, fmt: BlockFormat) -> Tensor:
+    """The type to compute in. Exponents without a bound need float64's range for any input."""
+    unbounded = fmt.scale.is_power_of_two and fmt.scale.bits > 8
+    wide = torch.float64 if unbounded or x.dtype is torch.float64 else torch.float32
+    return x.detach().reshape(x.shape or (1,)).to(wide)
+
+
+def split(x: Tensor, plan: Plan) -> Tensor:
+    """Split the axis into (blocks, values of a block); whole blocks stay as they are."""
+    size = plan.format.block
+    if not isinstance(size, int):
+        return x
+    ragged = -x.shape[plan.axis] % size
+    if ragged:
+        x = torch.nn.functional.pad(x, (0, 0) * (x.dim() - 1 - plan.axis) + (0, ragged))
+    blocks: Tensor = x.unflatten(plan.axis, (-1, size))
+    return blocks
+
+
+def merge(blocks: Tensor, shape: tuple[int, ...], plan: Plan) -> Tensor:
+    """Undo `split`: join the axis, cut the padding, restore zero dimensions."""
+    if isinstance(plan.format.block, int):
+        joined = blocks.flatten(plan.axis, plan.axis + 1)
+        blocks = joined.narrow(plan.axis, 0, shape[plan.axis] if shape else 1)
+    return blocks.reshape(shape)
+
+
+def _largest(magnitudes: Tensor, plan: Plan) -> Tensor:
+    """The largest value of each block, with the reduced dimensions kept."""
+    if isinstance(plan.format.block, int):
+        return magnitudes.amax(plan.axis + 1, keepdim=True)
+    return magnitudes.amax(plan.reduced(magnitudes.dim()), keepdim=True)
+
+
+# ---------------------------------------------------------------- scale
+
+
+def scale(blocks: Tensor, plan: Plan) -> tuple[Tensor, Scales]:
+    """The shared scale of every block, and the blocks after flushing."""
+    options = plan.options
+    if options.flush_subnormals is FlushSubnormals.ELEMENT:
+        blocks = torch.where(blocks.abs() < SMALLEST_NORMAL, blocks * 0.0, blocks)
+    amax = _largest(blocks.abs(), plan)
+    poisoned = ~amax.isfinite()
+    if options.nonfinite is Nonfinite.ELEMENT:
+        amax, poisoned = _finite_amax(blocks, amax, plan)
+    if options.flush_subnormals is FlushSubnormals.BLOCK:
+        flushed = amax < SMALLEST_NORMAL
+        blocks = torch.where(flushed & blocks.isfinite(), blocks * 0.0, blocks)
+        amax = amax.masked_fill(flushed, 0.0)
+    amax = amax.masked_fill(poisoned, 0.0)
+    if plan.format.scale.is_power_of_two:
+        block = power_of_two(shared_exponent(amax, plan.format), amax.dtype)
+        return blocks, Scales(block.masked_fill(poisoned, math.nan), None)
+    block, outer = real_scale(amax, plan.format)
+    if options.nonfinite is Nonfinite.ELEMENT:
+        # An infinity beside a scale that underflowed to zero would vanish: make it NaN instead.
+        poisoned = poisoned | ((block == 0) & _largest(blocks.isinf(), plan))
+    return blocks, Scales(block.masked_fill(poisoned, math.nan), outer)
+
+
+def _finite_amax(blocks: Tensor, amax: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """The maximum of the finite values, and the blocks whose NaN the element cannot encode."""
+    finite = torch.where(blocks.isfinite(), blocks, 0.0).abs()
+    poisoned = torch.zeros_like(amax, dtype=torch.bool)
+    return _largest(finite, plan), poisoned if plan.format.element.has_nan else amax.isnan()
+
+
+def shared_exponent(amax: Tensor, fmt: BlockFormat) -> Tensor:
+    """The exponent of each block's power-of-two scale, clamped to the scale format (int32)."""
+    element, rule = fmt.element, fmt.rule
+    significand, exponent = torch.frexp(amax)  # amax = significand x 2^exponent, in [0.5, 1)
+    if rule is ScaleRule.RCEIL:
+        largest, largest_exponent = math.frexp(element.largest)
+        shared = exponent - largest_exponent + (significand > largest)
+    else:
+        shared = exponent - 1 - element.emax
+        if rule is ScaleRule.CEIL:
+            shared = shared + (significand != 0.5)
+        elif rule is ScaleRule.EVEN:
+            # R carries into the next binade from the middle of the last gap below it.
+            shared = shared + (significand >= 1.0 - math.ldexp(1.0, -element.mantissa_bits - 2))
+    assert fmt.scale.exponents is not None
+    low, high = fmt.scale.exponents
+    zero = low if fmt.scale.bits == 8 else 0  # the all-zero block: scale code 0
+    return shared.clamp(low, high).masked_fill(amax == 0, zero).to(torch.int32)
+
+
+def real_scale(amax: Tensor, fmt: BlockFormat) -> tuple[Tensor, Tensor | None]:
+    """Block scales amax / largest, rounded once to the scale format; 1 for blocks of zeros.
+
+    With a tensor scale: the tensor's amax / (largest scale x largest element) in the outer format,
+    and (amax / largest element) / tensor scale, each division rounded to the working type, for the
+    blocks (NVFP4).
+    """
+    grid, largest = fmt.scale.grid, fmt.element.largest
+    assert grid is not None
+    if fmt.tensor_scale is None:
+        # In float64 the quotient is exact enough to be rounded once to any scale format.
+        quotient, outer = amax.double() / largest, None
+    else:
+        assert fmt.tensor_scale.grid is not None
+        whole = amax.amax().double() / (fmt.scale.largest * largest)
+        outer = round_to_grid(whole, fmt.tensor_scale.grid).to(amax.dtype)
+        outer = torch.where(whole == 0, 1.0, outer)
+        # A tensor scale that underflowed to zero leaves zero scales, not NaN.
+        quotient = torch.where(outer == 0, 0.0, amax / largest / outer)
+    rounded = round_to_grid(quotient, grid).to(amax.dtype)
+    return torch.where(amax == 0, 1.0, rounded), outer
+
+
+def power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
+    """2^exponent, exactly, by its bits: subnormals of float32 included (int32 in, down to -149)."""
+    if dtype is torch.float64:
+        return ((exponent.long() + 1023) << 52).view(torch.float64)
+    normal = (exponent + 127) << 23
+    subnormal = torch.bitwise_left_shift(torch.ones_like(exponent), (exponent + 149).clamp(0, 22))
+    return torch.where(exponent >= -126, normal, subnormal).view(torch.float32)
+
+
+def times(values: Tensor, scales: Scales) -> Tensor:
+    """Element values times their scales, rounded once per product (exact for powers of two)."""
+    product = values * scales.block
+    return product if scales.tensor is None else product * scales.tensor
+
+
+# ---------------------------------------------------------------- round
+
+
+def rounded(blocks: Tensor, scales: Scales, plan: Plan) -> Tensor:
+    """The values x / scale on the element's grid."""
+    element, options = plan.format.element, plan.options
+    if scales.tensor is None and plan.format.scale.is_power_of_two:
+        quotient = blocks / scales.block
+    else:
+        divisor = scales.block if scales.tensor is None else scales.block * scales.tensor
+        # A scale that underflowed to zero stands for a block of (signed) zeros.
+        quotient = blocks / divisor.masked_fill(divisor == 0, math.inf)
+    values = round_to_grid(quotient, element, options.rounding, options.overflow)
+    if options.nonfinite is Nonfinite.ELEMENT and element.has_inf:
+        values = torch.where(quotient.isinf(), quotient, values)
+    return values
+
+
+def round_to_grid(
+    x: Tensor,
+    element: ElementFormat,
+    rounding: Rounding = Rounding.EVEN,
+    overflow: Overflow = Overflow.SATURATE,
+) -> Tensor:
+    """Round `x` to the element's grid, once, then treat what lies beyond it. NaN stays."""
+    spacing = grid_spacing(x, element)
+    values = round_to_integer(x / spacing, rounding).mul_(spacing)
+    if not element.has_negative_zero:
+        values.add_(0.0)  # -0 + 0 = +0
+    if overflow is Overflow.SATURATE:
+        return values.clamp_(-element.largest, element.largest)
+    beyond = math.inf if element.has_inf else math.nan
+    return torch.where(values.abs() > element.largest, values.sign() * beyond, values)
+
+
+def grid_spacing(x: Tensor, element: ElementFormat) -> Tensor | float:
+    """Distance of neighbours on the grid at |x|: 2^(max(floor(log2|x|), emin) - mantissa bits)."""
+    if element.is_integer:
+        return math.ldexp(1.0, -element.mantissa_bits)
+    bits, exponent_field = (
+        (torch.int64, 0x7FF0_0000_0000_0000)
+        if x.dtype is torch.float64
+        else (torch.int32, 0x7F80_0000)
+    )
+    power = x.view(bits).bitwise_and(exponent_field).view(x.dtype)
+    # The upper bound only concerns values that overflow; it keeps infinity / spacing infinite.
+    power.clamp_(math.ldexp(1.0, element.emin), math.ldexp(1.0, element.emax))
+    return power.mul_(math.ldexp(1.0, -element.mantissa_bits))
+
+
+def round_to_integer(x: Tensor, rounding: Rounding) -> Tensor:
+    """Round to an integer. Half away is not trunc(x + 0.5), which errs just below a half."""
+    if rounding is Rounding.EVEN:
+        return x.round()
+    whole = x.trunc()
+    if rounding is Rounding.ZERO:
+        return whole
+    return torch.where((x - whole).abs() >= 0.5, whole + x.sign(), whole)
+
+
+# ---------------------------------------------------------------- encode
+
+
+def encode(values: Tensor, element: ElementFormat) -> Tensor:
+    """Codes (uint8) of values that lie on the element's grid; NaN that has no code becomes 0."""
+    finite = values.nan_to_num(0.0, 0.0, 0.0)
+    steps = (finite / (spacing := grid_spacing(finite, element))).to(torch.int32)
+    if element.is_integer:
+        return steps.bitwise_and(2**element.bits - 1).to(torch.uint8)
+    # Counting grid steps from zero: each binade above emin adds 2^mantissa_bits of them.
+    assert isinstance(spacing, Tensor)
+    binade = torch.frexp(spacing)[1] - 1 + element.mantissa_bits - element.emin
+    codes = (binade << element.mantissa_bits) + steps.abs()
+    if element.inf_code is not None:
+        codes = codes.masked_fill(values.isinf(), element.inf_code)
+    negative = values.signbit() if element.has_negative_zero else values < 0
+    codes = codes + (negative.int() << element.code_bits)
+    return codes.masked_fill(values.isnan(), element.nan_code or 0).to(torch.uint8)
+
+
+def decode(codes: Tensor, element: ElementFormat, dtype: torch.dtype) -> Tensor:
+    """The value of every code, by table."""
+    return _table(element, dtype, codes.device)[codes.int()]
+
+
+@lru_cache(maxsize=256)
+def _table(element: ElementFormat, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(element.values, dtype=dtype, device=device)
+
+
+def encode_scale(values: Tensor, fmt: ScaleFormat) -> Tensor:
+    """Stored scales: a code in uint8, an int16 exponent, bfloat16 or float32."""
+    if fmt.grid is not None:
+        if fmt.bits > 8:
+            return values.to(torch.float32 if fmt.bits == 32 else torch.bfloat16)
+        return encode(values, fmt.grid)
+    assert fmt.exponents is not None
+    exponent = torch.frexp(values.nan_to_num(1.0))[1] - 1
+    if fmt.bits == 8:
+        return (exponent - fmt.exponents[0]).masked_fill(values.isnan(), 255).to(torch.uint8)
+    return exponent.masked_fill(values.isnan(), UNBOUNDED_NAN).to(torch.int16)
+
+
+def decode_scale(stored: Tensor, fmt: ScaleFormat, dtype: torch.dtype) -> Tensor:
+    """Scale values from their stored form, in `dtype` (float32 or float64)."""
+    if fmt.grid is not None:
+        return stored.to(dtype) if fmt.bits > 8 else decode(stored, fmt.grid, dtype)
+    assert fmt.exponents is not None
+    nan, low = (255, fmt.exponents[0]) if fmt.bits == 8 else (UNBOUNDED_NAN, 0)
+    is_nan = stored == nan
+    exponent = stored.to(torch.int32).masked_fill(is_nan, 0 - low) + low
+    return power_of_two(exponent, dtype).masked_fill(is_nan, math.nan)
+
+
+# ---------------------------------------------------------------- pack
+
+
+def pack(codes: Tensor, bits: int, padding: int) -> Tensor:
+    """Pack codes along the last axis into bytes, least significant bit first.
+
+    Two 4-bit codes a byte, low nibble first; four 6-bit codes in three bytes: the stream that
+    ONNX, Quark and safetensors share. Rows are padded with zero codes to whole blocks and bytes.
+    """
+    group = packing_group(bits)
+    whole = -(-codes.shape[-1] // padding) * padding
+    whole = -(-whole // group) * group
+    codes = torch.nn.functional.pad(codes, (0, whole - codes.shape[-1]))
+    if bits == 8:
+        return codes.contiguous()
+    shifts = torch.arange(group, device=codes.device) * bits
+    groups: Tensor = codes.unflatten(-1, (-1, group))
+    words = (groups.long() << shifts).sum(-1, keepdim=True)
+    octets = torch.arange(group * bits // 8, device=codes.device) * 8
+    return (words >> octets).bitwise_and(255).to(torch.uint8).flatten(-2)
+
+
+def unpack(packed: Tensor, bits: int, length: int) -> Tensor:
+    """The first `length` codes (uint8) of each packed row."""
+    if bits == 8:
+        return packed[..., :length]
+    group = packing_group(bits)
+    octets = torch.arange(group * bits // 8, device=packed.device) * 8
+    groups: Tensor = packed.unflatten(-1, (-1, octets.numel()))
+    words = (groups.long() << octets).sum(-1, keepdim=True)
+    shifts = torch.arange(group, device=packed.device) * bits
+    codes = (words >> shifts).bitwise_and(2**bits - 1).to(torch.uint8)
+    return codes.flatten(-2)[..., :length]

@@ -1,0 +1,48 @@
+"""The shapes and types of a packed tensor's parts, known before any value is."""
+
+import torch
+
+from microscale.formats import ScaleFormat, packed_bytes
+from microscale.kernels.plan import Plan
+
+Stored = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Packed codes, scales, and the tensor scale (empty where there is none)."""
+
+
+def scale_dtype(fmt: ScaleFormat) -> torch.dtype:
+    """The torch type that stores one scale."""
+    if fmt.bits == 8:
+        return torch.uint8
+    if fmt.grid is None:
+        return torch.int16
+    return torch.float32 if fmt.bits == 32 else torch.bfloat16
+
+
+def empty_storage(x: torch.Tensor, plan: Plan) -> Stored:
+    """Uninitialised codes, scales and tensor scale for `x`, the block axis last."""
+    fmt, shape = plan.format, tuple(x.shape) or (1,)
+    length, rest = shape[plan.axis], shape[: plan.axis] + shape[plan.axis + 1 :]
+    codes = (*rest, packed_bytes(length, fmt.element.bits, fmt.padding))
+    outer = 0 if fmt.tensor_scale is None else 1
+    return (
+        x.new_empty(codes, dtype=torch.uint8),
+        x.new_empty(_scale_shape(shape, plan), dtype=scale_dtype(fmt.scale)),
+        x.new_empty((outer,), dtype=torch.float32),
+    )
+
+
+def _scale_shape(shape: tuple[int, ...], plan: Plan) -> tuple[int, ...]:
+    block = plan.format.block
+    if isinstance(block, int):
+        blocks = -(-shape[plan.axis] // block)
+    else:
+        blocks = 1
+        reduced = plan.reduced(len(shape))
+        shape = tuple(1 if d in reduced else size for d, size in enumerate(shape))
+    return (*shape[: plan.axis], *shape[plan.axis + 1 :], blocks)
+
+
+def decoded_shape(codes: torch.Tensor, axis: int, length: int) -> tuple[int, ...]:
+    """The logical shape of packed codes whose block axis, stored last, belongs at `axis`."""
+    rest = codes.shape[:-1]
+    return (*rest[:axis], length, *rest[axis:])

@@ -1,0 +1,131 @@
+"""How values are rounded and scales chosen: each member with its law in one line.
+
+`grid` is the element's set of values; R is rounding to nearest, ties to even, at the element's
+mantissa width; amax is the largest finite magnitude of a block; `emax` and `largest` are the
+exponent and the value of the largest element.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Self
+
+from microscale.errors import MicroscaleError, near_names
+
+
+class Law(StrEnum):
+    """A string enumeration whose members carry their law: `member.law`."""
+
+    law: str
+
+    def __new__(cls, value: str, law: str = "") -> Self:
+        """Make a member that compares equal to `value` and knows its law."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.law = law
+        return member
+
+    @classmethod
+    def argument(cls) -> str:
+        """The name of the argument that takes this enumeration."""
+        return "".join(("_" + c.lower()) if c.isupper() else c for c in cls.__name__).lstrip("_")
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Law":
+        known = [str(member) for member in cls]
+        raise MicroscaleError(
+            f"{cls.argument()}={value!r} is not known.{near_names(str(value), known)}"
+        )
+
+
+class Rounding(Law):
+    """Rounding of a quotient to the element's grid."""
+
+    EVEN = "even", "nearest value of the grid; a tie goes to the even code"
+    AWAY = "away", "nearest value of the grid; a tie goes away from zero"
+    ZERO = "zero", "nearest value of the grid towards zero (truncation)"
+
+
+class ScaleRule(Law):
+    """Choice of the shared scale: `amax` for real-valued scales, the others for powers of two."""
+
+    FLOOR = "floor", "exponent = floor(log2(amax)) - emax (OCP MX 6.3)"
+    CEIL = "ceil", "exponent = ceil(log2(amax)) - emax"
+    EVEN = "even", "exponent = floor(log2(R(amax))) - emax"
+    RCEIL = "rceil", "exponent = ceil(log2(amax / largest))"
+    AMAX = "amax", "scale = amax / largest, rounded once to the scale format"
+
+
+class Overflow(Law):
+    """What becomes of a finite value that rounds beyond the largest element."""
+
+    SATURATE = "saturate", "the largest element, sign kept"
+    NONFINITE = "nonfinite", "the element's infinity, else its NaN (OFP8's OVF)"
+
+
+class Nonfinite(Law):
+    """What becomes of a block that holds NaN or infinity."""
+
+    BLOCK = "block", "scale NaN, so the whole block is NaN"
+    ELEMENT = (
+        "element",
+        (
+            "scale from the finite values; NaN and infinity kept where the element encodes them, "
+            "else NaN makes the block NaN and infinity saturates"
+        ),
+    )
+
+
+class FlushSubnormals(Law):
+    """Whether values below 2^-126, the smallest normal float32, become zero."""
+
+    OFF = "off", "float32 subnormals are ordinary numbers"
+    ELEMENT = "element", "an element below 2^-126 becomes zero (arXiv 2310.10537, Algorithm 1)"
+    BLOCK = "block", "a block whose amax is below 2^-126 becomes zero (the paper's library)"
+
+
+class Gradient(Law):
+    """The gradient of a cast (a straight-through estimator)."""
+
+    IDENTITY = "identity", "1 everywhere"
+    CLIPPED = "clipped", "1 where |x| <= largest x scale, else 0"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a cast rounds, besides its format. Plain strings are taken for the members.
+
+    Raises MicroscaleError for a name that is not known.
+    """
+
+    rounding: Rounding = Rounding.EVEN
+    overflow: Overflow = Overflow.SATURATE
+    nonfinite: Nonfinite = Nonfinite.BLOCK
+    flush_subnormals: FlushSubnormals = FlushSubnormals.OFF
+
+    def __post_init__(self) -> None:
+        """Resolve the names."""
+        object.__setattr__(self, "rounding", Rounding(self.rounding))
+        object.__setattr__(self, "overflow", Overflow(self.overflow))
+        object.__setattr__(self, "nonfinite", Nonfinite(self.nonfinite))
+        object.__setattr__(self, "flush_subnormals", FlushSubnormals(self.flush_subnormals))
+
+    def __str__(self) -> str:
+        """Return the spelling that `read_options` takes back."""
+        return f"{self.rounding} {self.overflow} {self.nonfinite} {self.flush_subnormals}"
+
+
+@lru_cache(maxsize=256)
+def make_options(rounding: str, overflow: str, nonfinite: str, flush_subnormals: str) -> Options:
+    """Options by name."""
+    return Options(
+        Rounding(rounding),
+        Overflow(overflow),
+        Nonfinite(nonfinite),
+        FlushSubnormals(flush_subnormals),
+    )
+
+
+def read_options(spelling: str) -> Options:
+    """Read what `str(options)` gave."""
+    return make_options(*spelling.split())

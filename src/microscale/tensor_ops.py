@@ -1,0 +1,288 @@
+"""What PyTorch's operators do with a BlockTensor: one entry an operator, all others refused.
+
+Operators away from the block axis work on the parts; products and gathers of rows decode what
+they need; anything else raises MicroscaleError with the operator's name.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from microscale.errors import MicroscaleError
+from microscale.kernels.plan import FLOATS
+from microscale.tensor import BlockTensor, quantize
+
+aten = torch.ops.aten
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+_HANDLERS: dict[torch._ops.OpOverload, Callable[..., Any]] = {}
+
+
+def _handles(*overloads: torch._ops.OpOverload) -> Callable[[Handler], Handler]:
+    def register(handler: Handler) -> Handler:
+        _HANDLERS.update(dict.fromkeys(overloads, handler))
+        return handler
+
+    return register
+
+
+def dispatch(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run `func`; raises MicroscaleError for an operator that packed tensors do not support."""
+    handler = _HANDLERS.get(func)
+    if handler is not None:
+        return handler(func, *args, **kwargs)
+    raise MicroscaleError(
+        f"{func} does not support a BlockTensor ({_describe(args)}); call it on x.dequantize()."
+    )
+
+
+def _describe(args: Iterable[Any]) -> str:
+    return next((repr(a) for a in args if isinstance(a, BlockTensor)), "inside a list")
+
+
+def _with(q: BlockTensor, parts: Iterable[Tensor], axis: int, shape: Iterable[int]) -> BlockTensor:
+    codes, scales, *rest = parts
+    outer = rest[0] if rest else q.tensor_scale
+    return BlockTensor((codes, scales, outer), q.format, axis, tuple(shape), q.dtype)
+
+
+def _stored_dimension(q: BlockTensor, dimension: int, func: torch._ops.OpOverload) -> int:
+    """The place of a logical dimension in the parts; the block axis is refused."""
+    dimension %= q.dim()
+    if dimension == q.axis:
+        raise MicroscaleError(
+            f"{func} along the block axis {dimension} of {q!r} would cut blocks; "
+            "call it on x.dequantize()."
+        )
+    return dimension - (dimension > q.axis)
+
+
+# ---------------------------------------------------------------- copies
+
+
+@_handles(aten.detach.default, aten.alias.default, aten.lift_fresh.default)
+def _alias(func: torch._ops.OpOverload, q: BlockTensor) -> BlockTensor:
+    return _with(q, (func(part) for part in q.stored), q.axis, q.shape)
+
+
+@_handles(aten.clone.default)
+def _clone(func: torch._ops.OpOverload, q: BlockTensor, **_: Any) -> BlockTensor:
+    return _with(q, (part.clone() for part in q.stored), q.axis, q.shape)
+
+
+@_handles(aten._to_copy.default)
+def _to(func: torch._ops.OpOverload, q: BlockTensor, **keywords: Any) -> BlockTensor:
+    dtype = keywords.get("dtype") or q.dtype
+    if dtype not in FLOATS:
+        raise MicroscaleError(
+            f"a BlockTensor cannot have dtype {dtype}; call x.dequantize() first."
+        )
+    device = keywords.get("device") or q.device
+    stored = [part.to(device, copy=True) for part in q.stored]
+    return BlockTensor((stored[0], stored[1], stored[2]), q.format, q.axis, q.shape, dtype)
+
+
+@_handles(aten.copy_.default)
+def _copy(func: torch._ops.OpOverload, target: Tensor, source: Tensor, *_: Any) -> Tensor:
+    if not isinstance(target, BlockTensor):
+        assert isinstance(source, BlockTensor)
+        return target.copy_(source.dequantize())
+    if target.shape != source.shape:
+        raise MicroscaleError(
+            f"cannot copy shape {tuple(source.shape)} into {target!r}; the shapes must agree."
+        )
+    same = isinstance(source, BlockTensor) and (source.format, source.axis) == (
+        target.format,
+        target.axis,
+    )
+    if not same:
+        values = source.dequantize() if isinstance(source, BlockTensor) else source
+        source = quantize(values, target.format, target.axis if target.dim() else -1)
+    assert isinstance(source, BlockTensor)
+    for mine, theirs in zip(target.stored, source.stored, strict=True):
+        mine.copy_(theirs)
+    return target
+
+
+@_handles(aten.equal.default)
+def _equal(func: torch._ops.OpOverload, a: Tensor, b: Tensor) -> bool:
+    return torch.equal(_decoded(a), _decoded(b))
+
+
+# ---------------------------------------------------------------- away from the block axis
+
+
+@_handles(aten.select.int)
+def _select(
+    func: torch._ops.OpOverload, q: BlockTensor, dim: int = 0, index: int = 0
+) -> BlockTensor:
+    stored = _stored_dimension(q, dim, func)
+    codes = q.codes.select(stored, index)
+    # A dimension that shares one scale has size 1 there.
+    scales = q.scales.select(stored, index if q.scales.shape[stored] > 1 else 0)
+    shape = [size for d, size in enumerate(q.shape) if d != dim % q.dim()]
+    return _with(q, (codes, scales), q.axis - (dim % q.dim() < q.axis), shape)
+
+
+@_handles(aten.slice.Tensor)
+def _slice(
+    func: torch._ops.OpOverload,
+    q: BlockTensor,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> BlockTensor:
+    whole = (start or 0) == 0 and (end is None or end >= q.shape[dim]) and step == 1
+    if whole:
+        return _with(q, q.stored, q.axis, q.shape)
+    stored = _stored_dimension(q, dim, func)
+    codes = aten.slice.Tensor(q.codes, stored, start, end, step)
+    scales = q.scales
+    if scales.shape[stored] > 1:
+        scales = aten.slice.Tensor(scales, stored, start, end, step)
+    shape = list(q.shape)
+    shape[dim] = codes.shape[stored]
+    return _with(q, (codes, scales), q.axis, shape)
+
+
+@_handles(aten.split.Tensor, aten.split_with_sizes.default)
+def _split(
+    func: torch._ops.OpOverload, q: BlockTensor, sizes: int | list[int], dim: int = 0
+) -> list[BlockTensor]:
+    total = q.shape[dim]
+    if isinstance(sizes, int):
+        sizes = [min(sizes, total - start) for start in range(0, total, sizes)]
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    pairs = zip(ends, sizes, strict=True)
+    return [_slice(aten.slice.Tensor, q, dim, end - size, end) for end, size in pairs]
+
+
+@_handles(aten.unbind.int)
+def _unbind(func: torch._ops.OpOverload, q: BlockTensor, dim: int = 0) -> list[BlockTensor]:
+    return [_select(aten.select.int, q, dim, index) for index in range(q.shape[dim])]
+
+
+@_handles(aten.permute.default)
+def _permute(func: torch._ops.OpOverload, q: BlockTensor, dims: list[int]) -> BlockTensor:
+    dims = [d % q.dim() for d in dims]
+    order = [d - (d > q.axis) for d in dims if d != q.axis] + [q.dim() - 1]
+    parts = (q.codes.permute(order), q.scales.permute(order))
+    return _with(q, parts, dims.index(q.axis), (q.shape[d] for d in dims))
+
+
+@_handles(aten.transpose.int)
+def _transpose(func: torch._ops.OpOverload, q: BlockTensor, a: int, b: int) -> BlockTensor:
+    dims = list(range(q.dim()))
+    dims[a], dims[b] = dims[b], dims[a]
+    return _permute(func, q, dims)
+
+
+@_handles(aten.t.default)
+def _t(func: torch._ops.OpOverload, q: BlockTensor) -> BlockTensor:
+    return _permute(func, q, list(range(q.dim()))[::-1])
+
+
+@_handles(
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.squeeze.default,
+    aten.expand.default,
+)
+def _view(func: torch._ops.OpOverload, q: BlockTensor, *args: Any, **kwargs: Any) -> BlockTensor:
+    shape = func(torch.empty(q.shape, device="meta"), *args, **kwargs).shape
+    if shape == q.shape:
+        return _with(q, q.stored, q.axis, q.shape)
+    axis = _axis_in(shape, q)
+    if axis is None:
+        raise MicroscaleError(
+            f"{func} to shape {tuple(shape)} would cut or join the block axis {q.axis} of {q!r}; "
+            "call it on x.dequantize()."
+        )
+    rest = (*shape[:axis], *shape[axis + 1 :])
+    scales = q.scales.expand(*q.codes.shape[:-1], -1)
+    if func is aten.expand.default:
+        parts = (part.expand(*rest, -1) for part in (q.codes, scales))
+    else:
+        parts = (part.reshape(*rest, part.shape[-1]) for part in (q.codes, scales))
+    return _with(q, parts, axis, shape)
+
+
+def _axis_in(shape: torch.Size, q: BlockTensor) -> int | None:
+    """The place of the block axis in a new shape that leaves it whole, or None."""
+    before, after = math.prod(q.shape[: q.axis]), math.prod(q.shape[q.axis + 1 :])
+    expanded = math.prod(shape) != math.prod(q.shape)
+    for axis, size in enumerate(shape):
+        same = (math.prod(shape[:axis]), math.prod(shape[axis + 1 :])) == (before, after)
+        if size == q.length and (same or (expanded and len(shape) - axis == q.dim() - q.axis)):
+            return axis
+    return None
+
+
+@_handles(aten.index.Tensor)
+def _index(
+    func: torch._ops.OpOverload, q: BlockTensor, indices: list[Tensor | None]
+) -> BlockTensor:
+    given = [d for d, index in enumerate(indices) if index is not None]
+    if given != [0] or q.axis == 0:
+        raise MicroscaleError(
+            f"indexing {q!r} with tensors works on dimension 0 alone, away from the block axis; "
+            "call it on x.dequantize()."
+        )
+    index = indices[0]
+    assert index is not None
+    codes = q.codes[index]
+    scales = q.scales[index] if q.scales.shape[0] == q.codes.shape[0] else q.scales
+    scales = scales.expand(*codes.shape[:-1], -1)
+    added = codes.dim() - q.codes.dim()
+    return _with(q, (codes, scales), q.axis + added, (*codes.shape[: added + 1], *q.shape[1:]))
+
+
+@_handles(aten.index_select.default)
+def _index_select(
+    func: torch._ops.OpOverload, q: BlockTensor, dim: int, index: Tensor
+) -> BlockTensor:
+    stored = _stored_dimension(q, dim, func)
+    codes = q.codes.index_select(stored, index)
+    scales = q.scales
+    if scales.shape[stored] == q.codes.shape[stored]:
+        scales = scales.index_select(stored, index)
+    shape = list(q.shape)
+    shape[dim] = index.numel()
+    return _with(q, (codes, scales), q.axis, shape)
+
+
+# ---------------------------------------------------------------- products
+
+
+def _decoded(x: Any) -> Any:
+    return x.dequantize() if isinstance(x, BlockTensor) else x
+
+
+@_handles(
+    aten.mm.default,
+    aten.bmm.default,
+    aten.addmm.default,
+    aten.baddbmm.default,
+    aten.mv.default,
+    aten.addmv.default,
+    aten.dot.default,
+    aten.linear.default,
+    aten.matmul.default,
+    aten.convolution.default,
+    aten.convolution_backward.default,
+)
+def _product(func: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Any:
+    return func(*map(_decoded, args), **kwargs)
+
+
+@_handles(aten.embedding.default)
+def _embedding(func: torch._ops.OpOverload, table: BlockTensor, indices: Tensor, *_: Any) -> Tensor:
+    rows = _index_select(aten.index_select.default, table, 0, indices.reshape(-1))
+    return rows.dequantize().reshape(*indices.shape, -1)
