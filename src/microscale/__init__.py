@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 from microscale.version import __version__
 
 if TYPE_CHECKING:
-    from microscale.cast import cast, dequantize, quantize
-    from microscale.checkpoint import load, save
+    from microscale.cast import cast
+    from microscale.checkpoint.native import load, save
     from microscale.commands.info import info
     from microscale.convert import convert, revert
     from microscale.errors import MicroscaleError
     from microscale.formats import BlockFormat, ElementFormat, get_format
     from microscale.policy import Policy
     from microscale.suite.compare import compare
-    from microscale.tensor import BlockTensor
+    from microscale.tensor import BlockTensor, dequantize, quantize
 
 __all__ = [
     "BlockFormat",
@@ -51,13 +51,13 @@ _HOMES = {
     "cast": "microscale.cast",
     "compare": "microscale.suite.compare",
     "convert": "microscale.convert",
-    "dequantize": "microscale.cast",
+    "dequantize": "microscale.tensor",
     "get_format": "microscale.formats",
     "info": "microscale.commands.info",
-    "load": "microscale.checkpoint",
-    "quantize": "microscale.cast",
+    "load": "microscale.checkpoint.native",
+    "quantize": "microscale.tensor",
     "revert": "microscale.convert",
-    "save": "microscale.checkpoint",
+    "save": "microscale.checkpoint.native",
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import microscale.ops  # noqa: F401  (registers the operators)
 from microscale.errors import MicroscaleError
-from microscale.formats import BlockFormat
+from microscale.formats import BlockFormat, get_block_format
 from microscale.kernels.plan import FLOATS, plan
 from microscale.rounding import Gradient, make_options
 
@@ -56,21 +56,29 @@ def cast(
     Source: OCP MX v1.0, 6.3; docs/numerics.md states every detail.
     """
     tensor = to_tensor(x)
-    options = make_options(rounding, overflow, nonfinite, flush_subnormals)
-    checked = plan(tensor, fmt, axis, options)
-    clipped = Gradient(gradient) is Gradient.CLIPPED
     target = None if out is None else to_tensor(out, "out")
-    dtype = result_dtype(tensor, dtype, target)
-    spelled = (str(checked.format), checked.axis, str(options))
-    values: Tensor = torch.ops.microscale.cast(tensor, *spelled, dtype)
-    if clipped and tensor.requires_grad:
-        inside = torch.ops.microscale.in_range(tensor.detach(), *spelled)
+    to = result_dtype(tensor, dtype, target)
+    if tensor is not x and to is torch.bfloat16:
+        raise MicroscaleError("dtype torch.bfloat16: NumPy has no such type; give a torch tensor.")
+    spelling = fmt if isinstance(fmt, str) else get_block_format(fmt).name
+    options = f"{rounding} {overflow} {nonfinite} {flush_subnormals}"
+    if not torch.compiler.is_compiling():  # compiled code is checked by the fake kernel instead
+        plan(tensor, fmt, axis, make_options(rounding, overflow, nonfinite, flush_subnormals))
+        Gradient(gradient)
+    values: Tensor = torch.ops.microscale.cast(tensor, spelling, axis, options, to)
+    if gradient == Gradient.CLIPPED.value and tensor.requires_grad:
+        inside = torch.ops.microscale.in_range(tensor.detach(), spelling, axis, options)
         values = torch.where(inside, values, values.detach())
     if target is not None and out is not None:
-        with torch.no_grad():
-            target.copy_(values)
+        write(values, target)
         return out
     return typing.cast("TensorOrArray", values if tensor is x else values.numpy())  # type: ignore[redundant-expr]
+
+
+def write(values: Tensor, out: Tensor) -> Tensor:
+    """Copy values into `out`, without a gradient, and return it."""
+    with torch.no_grad():
+        return out.copy_(values)
 
 
 def to_tensor(x: object, argument: str = "x") -> Tensor:
@@ -86,9 +94,13 @@ def to_tensor(x: object, argument: str = "x") -> Tensor:
             f"{argument} has dtype {x.dtype}; arrays take float16, float32 or float64. "
             "Convert it first, for example with x.astype('float32')."
         )
-    if argument == "x" and (not x.flags.writeable or min(x.strides, default=0) < 0):
-        x = x.copy()
-    return torch.from_numpy(x)
+    if x.flags.writeable and min(x.strides, default=0) >= 0:
+        return torch.from_numpy(x)
+    if argument == "out":
+        raise MicroscaleError(
+            "out is an array that is read-only or runs backwards; give a new one."
+        )
+    return torch.from_numpy(x.copy())
 
 
 def result_dtype(x: Tensor, dtype: torch.dtype | None, out: Tensor | None) -> torch.dtype:

@@ -11,7 +11,7 @@ arXiv 2309.17224 for the `fnuz` kind; NVIDIA Transformer Engine documentation fo
 import math
 import re
 import typing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Literal
 
@@ -292,6 +292,29 @@ SCALES: dict[str, ScaleFormat] = {
 }
 
 
+_CONCRETE: dict[str, tuple[ElementFormat, ScaleFormat, int, ScaleFormat | None]] = {
+    "mxfp8_e4m3": (E4M3, E8M0, 32, None),
+    "mxfp8_e5m2": (E5M2, E8M0, 32, None),
+    "mxfp6_e2m3": (E2M3, E8M0, 32, None),
+    "mxfp6_e3m2": (E3M2, E8M0, 32, None),
+    "mxfp4": (E2M1, E8M0, 32, None),
+    "mxint8": (INT8, E8M0, 32, None),
+    "nvfp4": (E2M1, SCALE_E4M3, 16, FP32),
+}
+"""The concrete formats: element, scale, block and tensor scale by name."""
+
+_NAMES: dict[object, str] = {parts: name for name, parts in _CONCRETE.items()}
+
+
+def _element_spelling(element: ElementFormat) -> str:
+    """The element's name as block formats spell it: `fp8_e4m3`, `int8`."""
+    return element.name if element.is_integer else f"fp{element.bits}_{element.name}"
+
+
+def _default_scale(block: int | tuple[int, int] | WholeBlock) -> ScaleFormat:
+    return FP32 if isinstance(block, str) else E8M0
+
+
 @dataclass(frozen=True)
 class BlockFormat:
     """An element format, a scale format, a block shape and a scale rule.
@@ -306,6 +329,8 @@ class BlockFormat:
     block: int | tuple[int, int] | WholeBlock
     rule: ScaleRule = typing.cast("ScaleRule", None)  # noqa: RUF009 (None: the scale's own rule)
     tensor_scale: ScaleFormat | None = None
+    name: str = field(init=False, compare=False, repr=False)
+    """The spelling that `get_format` reads back."""
 
     def __post_init__(self) -> None:
         """Check that the parts fit together; fill in the default rule."""
@@ -328,12 +353,20 @@ class BlockFormat:
             self.tensor_scale.is_power_of_two or self.scale.is_power_of_two
         ):
             raise MicroscaleError("a tensor scale needs real-valued scales, as in nvfp4.")
+        object.__setattr__(self, "name", self._spell())
 
-    @cached_property
-    def name(self) -> str:
-        """The spelling that `get_format` reads back."""
-        plain = replace(self, rule=self.scale.default_rule)
-        base = _SPELLED.get(plain) or _spell(plain)
+    def _spell(self) -> str:
+        parts = (self.element, self.scale, self.block, self.tensor_scale)
+        base = _NAMES.get(parts)
+        if base is None:
+            block = (
+                self.block if not isinstance(self.block, tuple) else "x".join(map(str, self.block))
+            )
+            base = f"{_element_spelling(self.element)}-{block}"
+            if self.scale != _default_scale(self.block):
+                base += f"-{self.scale}"
+            if self.tensor_scale is not None:
+                base += f"-tensor_{self.tensor_scale}"
         return base if self.rule == self.scale.default_rule else f"{base}-{self.rule}"
 
     def __str__(self) -> str:
@@ -394,46 +427,20 @@ def packed_bytes(length: int, bits: int, padding: int) -> int:
     return -(-whole // group) * group * bits // 8
 
 
-MXFP8_E4M3 = BlockFormat(E4M3, E8M0, 32)
-MXFP8_E5M2 = BlockFormat(E5M2, E8M0, 32)
-MXFP6_E2M3 = BlockFormat(E2M3, E8M0, 32)
-MXFP6_E3M2 = BlockFormat(E3M2, E8M0, 32)
-MXFP4 = BlockFormat(E2M1, E8M0, 32)
-MXINT8 = BlockFormat(INT8, E8M0, 32)
-NVFP4 = BlockFormat(E2M1, SCALE_E4M3, 16, tensor_scale=FP32)
-
-_CONCRETE: dict[str, BlockFormat] = {
-    "mxfp8_e4m3": MXFP8_E4M3,
-    "mxfp8_e5m2": MXFP8_E5M2,
-    "mxfp6_e2m3": MXFP6_E2M3,
-    "mxfp6_e3m2": MXFP6_E3M2,
-    "mxfp4": MXFP4,
-    "mxint8": MXINT8,
-    "nvfp4": NVFP4,
-}
-_SPELLED = {fmt: name for name, fmt in _CONCRETE.items()}
+def _concrete(name: str) -> BlockFormat:
+    element, scale, block, tensor_scale = _CONCRETE[name]
+    return BlockFormat(element, scale, block, scale.default_rule, tensor_scale)
 
 
-def _element_spelling(element: ElementFormat) -> str:
-    """The element's name as block formats spell it: `fp8_e4m3`, `int8`."""
-    return element.name if element.is_integer else f"fp{element.bits}_{element.name}"
+MXFP8_E4M3 = _concrete("mxfp8_e4m3")
+MXFP8_E5M2 = _concrete("mxfp8_e5m2")
+MXFP6_E2M3 = _concrete("mxfp6_e2m3")
+MXFP6_E3M2 = _concrete("mxfp6_e3m2")
+MXFP4 = _concrete("mxfp4")
+MXINT8 = _concrete("mxint8")
+NVFP4 = _concrete("nvfp4")
 
-
-def _default_scale(block: int | tuple[int, int] | WholeBlock) -> ScaleFormat:
-    return FP32 if isinstance(block, str) else E8M0
-
-
-def _spell(fmt: BlockFormat) -> str:
-    block = fmt.block if not isinstance(fmt.block, tuple) else "x".join(map(str, fmt.block))
-    parts = [_element_spelling(fmt.element), str(block)]
-    if fmt.scale != _default_scale(fmt.block):
-        parts.append(str(fmt.scale))
-    if fmt.tensor_scale is not None:
-        parts.append(f"tensor_{fmt.tensor_scale}")
-    return "-".join(parts)
-
-
-NAMED: dict[str, BlockFormat] = _CONCRETE | {
+NAMED: dict[str, BlockFormat] = {name: _concrete(name) for name in _CONCRETE} | {
     str(fmt): fmt
     for fmt in (
         BlockFormat(element, FP32, block)
@@ -475,7 +482,7 @@ def get_block_format(spelling: "str | BlockFormat") -> BlockFormat:
 def _read(spelling: str) -> BlockFormat | ElementFormat:
     base, *options = _ALIASES.get(spelling, spelling).split("-")
     base = _ALIASES.get(base, base)
-    concrete = _CONCRETE.get(base)
+    concrete = _concrete(base) if base in _CONCRETE else None
     element = concrete.element if concrete else _read_element(base)
     if element is None:
         known = NAMED.keys() | ELEMENTS.keys()

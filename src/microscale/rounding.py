@@ -41,7 +41,10 @@ class Law(StrEnum):
 class Rounding(Law):
     """Rounding of a quotient to the element's grid."""
 
-    EVEN = "even", "nearest value of the grid; a tie goes to the even code"
+    EVEN = (
+        "even",
+        "nearest value of the grid; a tie to the even significand, or where none is, the larger",
+    )
     AWAY = "away", "nearest value of the grid; a tie goes away from zero"
     ZERO = "zero", "nearest value of the grid towards zero (truncation)"
 
@@ -88,7 +91,10 @@ class Gradient(Law):
     """The gradient of a cast (a straight-through estimator)."""
 
     IDENTITY = "identity", "1 everywhere"
-    CLIPPED = "clipped", "1 where |x| <= largest x scale, else 0"
+    CLIPPED = (
+        "clipped",
+        "1 where |x| <= largest x scale (real scales: within their rounding), else 0",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,84 +1,31 @@
-"""`BlockTensor`: a tensor stored as packed codes and shared scales.
-
-Storage: the block axis is last. `codes` (uint8) holds each row's codes as a bit stream, least
-significant bit first, padded with zero codes to whole blocks; `scales` holds one scale a block.
-The other dimensions keep their order, so everything that happens away from the block axis
-(indexing, slicing, transposing, viewing) happens on the two parts alike, without unpacking.
+"""`BlockTensor`: a tensor stored as packed codes and shared scales, and the verbs that make it.
 
 Products take a BlockTensor and decode it first: it saves memory, not time, in this version.
 """
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from microscale.cast import result_dtype, to_tensor
+from microscale.cast import result_dtype, to_tensor, write
 from microscale.errors import MicroscaleError
 from microscale.formats import BlockFormat, get_block_format
 from microscale.kernels.plan import plan
-from microscale.kernels.storage import Stored
+from microscale.packed import Packed
+from microscale.packed_ops import dispatch
 from microscale.rounding import make_options
 
 
-class BlockTensor(Tensor):
-    """A tensor of `shape` and `dtype` whose values are stored packed in `format` along `axis`.
+class BlockTensor(Packed):
+    """A tensor whose values are stored packed in a block format: codes and shared scales.
 
-    Attributes:
-        codes: uint8, the other dimensions and then the packed rows.
-        scales: the other dimensions (or 1 where they share a scale) and then the blocks; uint8
-            codes of 8-bit scale formats, else int16 exponents, bfloat16 or float32.
-        tensor_scale: float32, one value, or none where the format has no tensor scale.
-        format: the block format.
-        axis: the logical axis of the blocks, 0 or more.
-
-    `dtype` is the type that `dequantize` gives unless told otherwise.
+    Attributes: `codes`, `scales`, `tensor_scale`, `format`, `axis` (see `Packed`); `shape` and
+    `dtype` are those of the values it stands for. It goes wherever a weight goes: into
+    torch.nn.functional.linear and the matrix products, nn.Parameter, state_dict, torch.save and
+    torch.load(weights_only=True). What it does not support it refuses by name.
     """
-
-    codes: Tensor
-    scales: Tensor
-    tensor_scale: Tensor
-    format: BlockFormat
-    axis: int
-
-    def __new__(
-        cls, stored: Stored, fmt: BlockFormat, axis: int, shape: Sequence[int], dtype: torch.dtype
-    ) -> Self:
-        """Wrap stored parts; `quantize` makes them from values."""
-        self: Self = torch.Tensor._make_wrapper_subclass(
-            cls, tuple(shape), dtype=dtype, device=stored[0].device
-        )
-        self.codes, self.scales, self.tensor_scale = stored
-        self.format, self.axis = fmt, axis
-        return self
-
-    @property
-    def stored(self) -> Stored:
-        """Codes, scales and tensor scale."""
-        return self.codes, self.scales, self.tensor_scale
-
-    @property
-    def length(self) -> int:
-        """Number of values along the block axis."""
-        return self.shape[self.axis] if self.dim() else 1
-
-    @property
-    def storage_bytes(self) -> int:
-        """Bytes that the parts take."""
-        return sum(part.numel() * part.element_size() for part in self.stored)
-
-    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The decoded values, contiguous, in `dtype` (by default this tensor's)."""
-        return dequantize(self, dtype)
-
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        """Describe the tensor without its values."""
-        shape = tuple(self.shape)
-        return (
-            f"BlockTensor({self.format}, shape={shape}, axis={self.axis}, dtype={self.dtype}, "
-            f"device='{self.device}', {self.storage_bytes} bytes)"
-        )
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[str, int, torch.dtype]]:
         """Name the parts, for torch.compile."""
@@ -126,8 +73,6 @@ class BlockTensor(Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> object:
         """Run an operator on the parts, decode for a product, or refuse by name."""
-        from microscale.tensor_ops import dispatch  # it needs this class
-
         return dispatch(func, args, kwargs or {})
 
 
@@ -185,8 +130,5 @@ def dequantize(
     """
     if not isinstance(q, BlockTensor):
         raise MicroscaleError(f"q is a {type(q).__name__}, not a BlockTensor; quantize it first.")
-    dtype = result_dtype(q, dtype, out)
-    values: Tensor = torch.ops.microscale.dequantize(
-        list(q.stored), str(q.format), q.axis, q.length, dtype
-    ).reshape(q.shape)
-    return values if out is None else out.copy_(values)
+    values = q.dequantize(result_dtype(q, dtype, out))
+    return values if out is None else write(values, out)

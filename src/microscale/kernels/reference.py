@@ -44,7 +44,7 @@ def cast(x: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
         return torch.empty(x.shape, dtype=dtype, device=x.device)
     blocks, scales = scale(split(widen(x, plan.format), plan), plan)
     values = times(rounded(blocks, scales, plan), scales)
-    return merge(values, x.shape, plan).to(dtype).contiguous()
+    return narrow(merge(values, x.shape, plan), dtype).contiguous()
 
 
 def in_range(x: Tensor, plan: Plan) -> Tensor:
@@ -52,7 +52,11 @@ def in_range(x: Tensor, plan: Plan) -> Tensor:
     if x.numel() == 0:
         return torch.empty(x.shape, dtype=torch.bool, device=x.device)
     blocks, scales = scale(split(widen(x, plan.format), plan), plan)
-    limit = times(torch.full_like(scales.block, plan.format.element.largest), scales)
+    largest = plan.format.element.largest
+    if not plan.format.scale.is_power_of_two:
+        # A real scale is rounded, so amax itself may lie an ulp or two beyond largest x scale.
+        largest *= 1 + 2.0**-22
+    limit = times(torch.full_like(scales.block, largest), scales)
     return merge(blocks.abs() <= limit, x.shape, plan).contiguous()
 
 
@@ -61,7 +65,7 @@ def quantize(x: Tensor, plan: Plan) -> Stored:
     fmt, shape = plan.format, x.shape or (1,)
     x = x.reshape(shape)
     if x.numel() == 0:
-        return empty_storage(x, plan)
+        return _storage_of_nothing(x, plan)
     blocks, scales = scale(split(widen(x, fmt), plan), plan)
     codes = merge(encode(rounded(blocks, scales, plan), fmt.element), shape, plan)
     stored = encode_scale(scales.block, fmt.scale)
@@ -70,6 +74,14 @@ def quantize(x: Tensor, plan: Plan) -> Stored:
     outer = x.new_empty(0) if scales.tensor is None else scales.tensor.reshape(1)
     packed = pack(codes.movedim(plan.axis, -1), fmt.element.bits, fmt.padding)
     return packed, stored.movedim(plan.axis, -1).contiguous(), outer.float()
+
+
+def _storage_of_nothing(x: Tensor, plan: Plan) -> Stored:
+    """What an empty tensor is stored as: scales, where there are any, are those of zeros."""
+    codes, scales, outer = empty_storage(x, plan)
+    real = not plan.format.scale.is_power_of_two
+    one = encode_scale(torch.ones(()), plan.format.scale).item() if real else 0
+    return codes, scales.fill_(one), outer.fill_(1.0)
 
 
 def dequantize(stored: Stored, length: int, plan: Plan, dtype: torch.dtype) -> Tensor:
@@ -87,7 +99,8 @@ def dequantize(stored: Stored, length: int, plan: Plan, dtype: torch.dtype) -> T
     if isinstance(fmt.block, int):
         block = block.unsqueeze(plan.axis + 1)
     outer = tensor_scale.to(wide).reshape(()) if tensor_scale.numel() else None
-    return merge(times(blocks, Scales(block, outer)), shape, plan).to(dtype).contiguous()
+    values = merge(times(blocks, Scales(block, outer)), shape, plan)
+    return narrow(values, dtype).contiguous()
 
 
 # ---------------------------------------------------------------- blocks
@@ -98,6 +111,20 @@ def widen(x: Tensor, fmt: BlockFormat) -> Tensor:
     unbounded = fmt.scale.is_power_of_two and fmt.scale.bits > 8
     wide = torch.float64 if unbounded or x.dtype is torch.float64 else torch.float32
     return x.detach().reshape(x.shape or (1,)).to(wide)
+
+
+def narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round to the output type, once: PyTorch takes float64 to 16 bits by way of float32.
+
+    Rounding to odd on that way keeps what lies beside a tie beside it.
+    """
+    if values.dtype is not torch.float64 or dtype.itemsize > 2:
+        return values.to(dtype)
+    near = values.float()
+    beyond = near.double().abs() > values.abs()
+    inexact = (near.double() != values) & ~values.isnan()
+    bits = near.view(torch.int32) - beyond.int()  # towards zero
+    return (bits | inexact.int()).view(torch.float32).to(dtype)
 
 
 def split(x: Tensor, plan: Plan) -> Tensor:

@@ -1,4 +1,4 @@
-"""What PyTorch's operators do with a BlockTensor: one entry an operator, all others refused.
+"""What PyTorch's operators do with packed tensors: one entry an operator, all others refused.
 
 Operators away from the block axis work on the parts; products and gathers of rows decode what
 they need; anything else raises MicroscaleError with the operator's name.
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from microscale.errors import MicroscaleError
 from microscale.kernels.plan import FLOATS
-from microscale.tensor import BlockTensor, quantize
+from microscale.kernels.storage import Stored
+from microscale.packed import Packed
+from microscale.rounding import Options
 
 aten = torch.ops.aten
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -39,16 +41,16 @@ def dispatch(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[st
 
 
 def _describe(args: Iterable[Any]) -> str:
-    return next((repr(a) for a in args if isinstance(a, BlockTensor)), "inside a list")
+    return next((repr(a) for a in args if isinstance(a, Packed)), "inside a list")
 
 
-def _with(q: BlockTensor, parts: Iterable[Tensor], axis: int, shape: Iterable[int]) -> BlockTensor:
+def _with(q: Packed, parts: Iterable[Tensor], axis: int, shape: Iterable[int]) -> Packed:
     codes, scales, *rest = parts
     outer = rest[0] if rest else q.tensor_scale
-    return BlockTensor((codes, scales, outer), q.format, axis, tuple(shape), q.dtype)
+    return type(q)((codes, scales, outer), q.format, axis, tuple(shape), q.dtype)
 
 
-def _stored_dimension(q: BlockTensor, dimension: int, func: torch._ops.OpOverload) -> int:
+def _stored_dimension(q: Packed, dimension: int, func: torch._ops.OpOverload) -> int:
     """The place of a logical dimension in the parts; the block axis is refused."""
     dimension %= q.dim()
     if dimension == q.axis:
@@ -63,17 +65,17 @@ def _stored_dimension(q: BlockTensor, dimension: int, func: torch._ops.OpOverloa
 
 
 @_handles(aten.detach.default, aten.alias.default, aten.lift_fresh.default)
-def _alias(func: torch._ops.OpOverload, q: BlockTensor) -> BlockTensor:
+def _alias(func: torch._ops.OpOverload, q: Packed) -> Packed:
     return _with(q, (func(part) for part in q.stored), q.axis, q.shape)
 
 
 @_handles(aten.clone.default)
-def _clone(func: torch._ops.OpOverload, q: BlockTensor, **_: Any) -> BlockTensor:
+def _clone(func: torch._ops.OpOverload, q: Packed, **_: Any) -> Packed:
     return _with(q, (part.clone() for part in q.stored), q.axis, q.shape)
 
 
 @_handles(aten._to_copy.default)
-def _to(func: torch._ops.OpOverload, q: BlockTensor, **keywords: Any) -> BlockTensor:
+def _to(func: torch._ops.OpOverload, q: Packed, **keywords: Any) -> Packed:
     dtype = keywords.get("dtype") or q.dtype
     if dtype not in FLOATS:
         raise MicroscaleError(
@@ -81,29 +83,32 @@ def _to(func: torch._ops.OpOverload, q: BlockTensor, **keywords: Any) -> BlockTe
         )
     device = keywords.get("device") or q.device
     stored = [part.to(device, copy=True) for part in q.stored]
-    return BlockTensor((stored[0], stored[1], stored[2]), q.format, q.axis, q.shape, dtype)
+    return type(q)((stored[0], stored[1], stored[2]), q.format, q.axis, q.shape, dtype)
 
 
 @_handles(aten.copy_.default)
 def _copy(func: torch._ops.OpOverload, target: Tensor, source: Tensor, *_: Any) -> Tensor:
-    if not isinstance(target, BlockTensor):
-        assert isinstance(source, BlockTensor)
+    if not isinstance(target, Packed):
+        assert isinstance(source, Packed)
         return target.copy_(source.dequantize())
     if target.shape != source.shape:
         raise MicroscaleError(
             f"cannot copy shape {tuple(source.shape)} into {target!r}; the shapes must agree."
         )
-    same = isinstance(source, BlockTensor) and (source.format, source.axis) == (
-        target.format,
-        target.axis,
-    )
-    if not same:
-        values = source.dequantize() if isinstance(source, BlockTensor) else source
-        source = quantize(values, target.format, target.axis if target.dim() else -1)
-    assert isinstance(source, BlockTensor)
-    for mine, theirs in zip(target.stored, source.stored, strict=True):
+    for mine, theirs in zip(target.stored, _stored_like(target, source), strict=True):
         mine.copy_(theirs)
     return target
+
+
+def _stored_like(target: Packed, source: Tensor) -> Stored:
+    """The parts of `source` in the format and along the axis of `target`."""
+    if isinstance(source, Packed):
+        if (source.format, source.axis) == (target.format, target.axis):
+            return source.stored
+        source = source.dequantize()
+    spelled = (str(target.format), target.axis, str(Options()))
+    stored: Stored = torch.ops.microscale.quantize(source.detach(), *spelled)
+    return stored
 
 
 @_handles(aten.equal.default)
@@ -115,9 +120,7 @@ def _equal(func: torch._ops.OpOverload, a: Tensor, b: Tensor) -> bool:
 
 
 @_handles(aten.select.int)
-def _select(
-    func: torch._ops.OpOverload, q: BlockTensor, dim: int = 0, index: int = 0
-) -> BlockTensor:
+def _select(func: torch._ops.OpOverload, q: Packed, dim: int = 0, index: int = 0) -> Packed:
     stored = _stored_dimension(q, dim, func)
     codes = q.codes.select(stored, index)
     # A dimension that shares one scale has size 1 there.
@@ -129,12 +132,12 @@ def _select(
 @_handles(aten.slice.Tensor)
 def _slice(
     func: torch._ops.OpOverload,
-    q: BlockTensor,
+    q: Packed,
     dim: int = 0,
     start: int | None = None,
     end: int | None = None,
     step: int = 1,
-) -> BlockTensor:
+) -> Packed:
     whole = (start or 0) == 0 and (end is None or end >= q.shape[dim]) and step == 1
     if whole:
         return _with(q, q.stored, q.axis, q.shape)
@@ -150,8 +153,8 @@ def _slice(
 
 @_handles(aten.split.Tensor, aten.split_with_sizes.default)
 def _split(
-    func: torch._ops.OpOverload, q: BlockTensor, sizes: int | list[int], dim: int = 0
-) -> list[BlockTensor]:
+    func: torch._ops.OpOverload, q: Packed, sizes: int | list[int], dim: int = 0
+) -> list[Packed]:
     total = q.shape[dim]
     if isinstance(sizes, int):
         sizes = [min(sizes, total - start) for start in range(0, total, sizes)]
@@ -161,12 +164,12 @@ def _split(
 
 
 @_handles(aten.unbind.int)
-def _unbind(func: torch._ops.OpOverload, q: BlockTensor, dim: int = 0) -> list[BlockTensor]:
+def _unbind(func: torch._ops.OpOverload, q: Packed, dim: int = 0) -> list[Packed]:
     return [_select(aten.select.int, q, dim, index) for index in range(q.shape[dim])]
 
 
 @_handles(aten.permute.default)
-def _permute(func: torch._ops.OpOverload, q: BlockTensor, dims: list[int]) -> BlockTensor:
+def _permute(func: torch._ops.OpOverload, q: Packed, dims: list[int]) -> Packed:
     dims = [d % q.dim() for d in dims]
     order = [d - (d > q.axis) for d in dims if d != q.axis] + [q.dim() - 1]
     parts = (q.codes.permute(order), q.scales.permute(order))
@@ -174,14 +177,14 @@ def _permute(func: torch._ops.OpOverload, q: BlockTensor, dims: list[int]) -> Bl
 
 
 @_handles(aten.transpose.int)
-def _transpose(func: torch._ops.OpOverload, q: BlockTensor, a: int, b: int) -> BlockTensor:
+def _transpose(func: torch._ops.OpOverload, q: Packed, a: int, b: int) -> Packed:
     dims = list(range(q.dim()))
     dims[a], dims[b] = dims[b], dims[a]
     return _permute(func, q, dims)
 
 
 @_handles(aten.t.default)
-def _t(func: torch._ops.OpOverload, q: BlockTensor) -> BlockTensor:
+def _t(func: torch._ops.OpOverload, q: Packed) -> Packed:
     return _permute(func, q, list(range(q.dim()))[::-1])
 
 
@@ -195,7 +198,7 @@ def _t(func: torch._ops.OpOverload, q: BlockTensor) -> BlockTensor:
     aten.squeeze.default,
     aten.expand.default,
 )
-def _view(func: torch._ops.OpOverload, q: BlockTensor, *args: Any, **kwargs: Any) -> BlockTensor:
+def _view(func: torch._ops.OpOverload, q: Packed, *args: Any, **kwargs: Any) -> Packed:
     shape = func(torch.empty(q.shape, device="meta"), *args, **kwargs).shape
     if shape == q.shape:
         return _with(q, q.stored, q.axis, q.shape)
@@ -214,7 +217,7 @@ def _view(func: torch._ops.OpOverload, q: BlockTensor, *args: Any, **kwargs: Any
     return _with(q, parts, axis, shape)
 
 
-def _axis_in(shape: torch.Size, q: BlockTensor) -> int | None:
+def _axis_in(shape: torch.Size, q: Packed) -> int | None:
     """The place of the block axis in a new shape that leaves it whole, or None."""
     before, after = math.prod(q.shape[: q.axis]), math.prod(q.shape[q.axis + 1 :])
     expanded = math.prod(shape) != math.prod(q.shape)
@@ -226,9 +229,7 @@ def _axis_in(shape: torch.Size, q: BlockTensor) -> int | None:
 
 
 @_handles(aten.index.Tensor)
-def _index(
-    func: torch._ops.OpOverload, q: BlockTensor, indices: list[Tensor | None]
-) -> BlockTensor:
+def _index(func: torch._ops.OpOverload, q: Packed, indices: list[Tensor | None]) -> Packed:
     given = [d for d, index in enumerate(indices) if index is not None]
     if given != [0] or q.axis == 0:
         raise MicroscaleError(
@@ -245,9 +246,7 @@ def _index(
 
 
 @_handles(aten.index_select.default)
-def _index_select(
-    func: torch._ops.OpOverload, q: BlockTensor, dim: int, index: Tensor
-) -> BlockTensor:
+def _index_select(func: torch._ops.OpOverload, q: Packed, dim: int, index: Tensor) -> Packed:
     stored = _stored_dimension(q, dim, func)
     codes = q.codes.index_select(stored, index)
     scales = q.scales
@@ -262,7 +261,7 @@ def _index_select(
 
 
 def _decoded(x: Any) -> Any:
-    return x.dequantize() if isinstance(x, BlockTensor) else x
+    return x.dequantize() if isinstance(x, Packed) else x
 
 
 @_handles(
@@ -283,6 +282,6 @@ def _product(func: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Any:
 
 
 @_handles(aten.embedding.default)
-def _embedding(func: torch._ops.OpOverload, table: BlockTensor, indices: Tensor, *_: Any) -> Tensor:
+def _embedding(func: torch._ops.OpOverload, table: Packed, indices: Tensor, *_: Any) -> Tensor:
     rows = _index_select(aten.index_select.default, table, 0, indices.reshape(-1))
     return rows.dequantize().reshape(*indices.shape, -1)

@@ -1,0 +1,79 @@
+"""What a packed tensor holds and decodes to: the part of `BlockTensor` that operators build on.
+
+Storage: the block axis is last. `codes` (uint8) holds each row's codes as a bit stream, least
+significant bit first, padded with zero codes to whole blocks; `scales` holds one scale a block.
+The other dimensions keep their order, so everything that happens away from the block axis
+(indexing, slicing, transposing, viewing) happens on the two parts alike, without unpacking.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+import microscale.ops  # noqa: F401  (registers the operators)
+from microscale.formats import BlockFormat
+from microscale.kernels.storage import Stored
+
+
+class Packed(Tensor):
+    """A tensor of `shape` and `dtype` whose values are stored packed in `format` along `axis`.
+
+    Attributes:
+        codes: uint8, the other dimensions and then the packed rows.
+        scales: the other dimensions (or 1 where they share a scale) and then the blocks; uint8
+            codes of 8-bit scale formats, else int16 exponents, bfloat16 or float32.
+        tensor_scale: float32, one value, or none where the format has no tensor scale.
+        format: the block format.
+        axis: the logical axis of the blocks, 0 or more.
+
+    `dtype` is the type that `dequantize` gives unless told otherwise.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    tensor_scale: Tensor
+    format: BlockFormat
+    axis: int
+
+    def __new__(
+        cls, stored: Stored, fmt: BlockFormat, axis: int, shape: Sequence[int], dtype: torch.dtype
+    ) -> Self:
+        """Wrap stored parts; `quantize` makes them from values."""
+        self: Self = torch.Tensor._make_wrapper_subclass(
+            cls, tuple(shape), dtype=dtype, device=stored[0].device
+        )
+        self.codes, self.scales, self.tensor_scale = stored
+        self.format, self.axis = fmt, axis
+        return self
+
+    @property
+    def stored(self) -> Stored:
+        """Codes, scales and tensor scale."""
+        return self.codes, self.scales, self.tensor_scale
+
+    @property
+    def length(self) -> int:
+        """Number of values along the block axis."""
+        return self.shape[self.axis] if self.dim() else 1
+
+    @property
+    def storage_bytes(self) -> int:
+        """Bytes that the parts take."""
+        return sum(part.numel() * part.element_size() for part in self.stored)
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The decoded values, contiguous, in `dtype` (by default this tensor's)."""
+        values: Tensor = torch.ops.microscale.dequantize(
+            list(self.stored), str(self.format), self.axis, self.length, dtype or self.dtype
+        )
+        return values.reshape(self.shape)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        """Describe the tensor without its values."""
+        shape = tuple(self.shape)
+        return (
+            f"{type(self).__name__}({self.format}, shape={shape}, axis={self.axis}, "
+            f"dtype={self.dtype}, device='{self.device}', {self.storage_bytes} bytes)"
+        )
