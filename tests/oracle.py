@@ -119,21 +119,21 @@ class Element:
         """The value of a code (OCP MX 1.0 section 5.3; OFP8; the fnuz types of 2309.17224)."""
         sign = code >> (self.bits - 1)
         if self.integer:
-            return (code - (sign << self.bits)) / 2 ** (self.integer - 2)
-        exponent = (code >> self.mantissa_bits) & (2**self.exponent_bits - 1)
-        mantissa = code & (2**self.mantissa_bits - 1)
+            return math.ldexp(code - (sign << self.bits), 2 - self.integer)
+        exponent = (code >> self.mantissa_bits) & ((1 << self.exponent_bits) - 1)
+        mantissa = code & ((1 << self.mantissa_bits) - 1)
         if self._is_nan(code, exponent, mantissa):
             return NAN
-        if self.specials == "ieee" and exponent == 2**self.exponent_bits - 1:
+        if self.specials == "ieee" and exponent == (1 << self.exponent_bits) - 1:
             return -INF if sign else INF
-        significand = mantissa + (2**self.mantissa_bits if exponent else 0)
+        significand = mantissa + ((1 << self.mantissa_bits) if exponent else 0)
         value = significand * power(max(exponent, 1) - self.bias - self.mantissa_bits)
         return to_float(value, bool(sign))
 
     def _is_nan(self, code: int, exponent: int, mantissa: int) -> bool:
-        top = exponent == 2**self.exponent_bits - 1
+        top = exponent == (1 << self.exponent_bits) - 1
         if self.specials == "fn":
-            return top and mantissa == 2**self.mantissa_bits - 1
+            return top and mantissa == (1 << self.mantissa_bits) - 1
         if self.specials == "fnuz":
             return code == 1 << (self.bits - 1)
         return self.specials == "ieee" and top and mantissa != 0

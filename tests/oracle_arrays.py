@@ -9,6 +9,8 @@ nothing with the kernels; `test_oracle.py` holds it against the rational oracle.
 import math
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,7 @@ from oracle import DTYPES, Element, Format, Options
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Integers = npt.NDArray[np.int64]
+Working = npt.NDArray[Any]  # float32 or float64, as the contract computes
 
 NAN_EXPONENT = -(2**15)
 TORCH = {name: getattr(torch, name) for name in DTYPES}
@@ -38,8 +41,8 @@ class Grid:
         last = len(self.magnitudes) - 1
         if rounding == "zero":
             return np.searchsorted(self.magnitudes, magnitude, side="right").astype(np.int64) - 1
-        side = "right" if rounding == "away" else "left"
-        place = np.searchsorted(self.middles, magnitude, side=side).astype(np.int64)
+        side: Literal["left", "right"] = "right" if rounding == "away" else "left"
+        place: Integers = np.searchsorted(self.middles, magnitude, side=side).astype(np.int64)
         if rounding == "even":
             tie = (place < last) & (self.middles[np.minimum(place, last - 1)] == magnitude)
             odd = place % 2 == 1
@@ -64,7 +67,7 @@ class Grid:
 def grid(element: Element) -> Grid:
     """The grid of an element as float64 arrays (every one of its numbers is exact there)."""
     exact = [*element.magnitudes, element.beyond]
-    middles = [(low + high) / 2 for low, high in zip(exact, exact[1:], strict=False)]
+    middles = [(low + high) / 2 for low, high in pairwise(exact)]
     return Grid(np.array(exact, np.float64), np.array(middles, np.float64), element)
 
 
@@ -78,7 +81,8 @@ class Cast:
 
 def finite_amax(x: Floats) -> Floats:
     """The largest finite magnitude of each row; 0 for rows that have none."""
-    return np.max(np.abs(np.where(np.isfinite(x), x, 0.0)), axis=1, initial=0.0)
+    amax: Floats = np.max(np.abs(np.where(np.isfinite(x), x, 0.0)), axis=1, initial=0.0)
+    return amax
 
 
 def exponents(amax: Floats, fmt: Format) -> Integers:
@@ -110,8 +114,10 @@ def flushed(x: Floats, mode: str) -> Floats:
 def poisoned(x: Floats, element: Element, options: Options) -> Bools:
     """Rows whose scale becomes NaN."""
     if options.nonfinite == "block":
-        return ~np.isfinite(x).all(axis=1)
-    return np.isnan(x).any(axis=1) & (not element.has_nan)
+        bad = ~np.isfinite(x)
+    else:
+        bad = np.isnan(x) & (not element.has_nan)
+    return np.asarray(bad.any(axis=1), np.bool_)
 
 
 def _elements(x: Floats, quotient: Floats, element: Element, options: Options) -> Floats:
@@ -134,7 +140,7 @@ def cast_rows(x: Floats, fmt: Format, options: Options) -> Cast:
 
 def cast_rows_real(x: Floats, fmt: Format, options: Options, *, compute: str) -> Cast:
     """Cast each row of a matrix as one block with a real-valued scale of its own."""
-    kind = np.float64 if compute == "float64" else np.float32
+    kind: Any = np.float64 if compute == "float64" else np.float32
     x = flushed(x, options.flush)
     bad = poisoned(x, fmt.element, options)
     amax = finite_amax(x)
@@ -154,10 +160,10 @@ def cast_rows_real(x: Floats, fmt: Format, options: Options, *, compute: str) ->
 
 def cast_two_level(x: Floats, fmt: Format, options: Options, *, compute: str) -> Cast:
     """Cast the rows of a matrix as blocks under one float32 tensor scale (NVFP4)."""
-    kind = np.float64 if compute == "float64" else np.float32
+    kind: Any = np.float64 if compute == "float64" else np.float32
     x = flushed(x, options.flush)
     bad = poisoned(x, fmt.element, options)
-    amax = np.where(bad, 0.0, finite_amax(x)).astype(kind)
+    amax: Working = np.where(bad, 0.0, finite_amax(x)).astype(kind)
     assert fmt.scale.binary is not None
     largest = float(fmt.element.largest)
     whole = float(amax.max(initial=0)) / (float(fmt.scale.binary.largest) * largest)

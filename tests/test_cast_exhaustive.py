@@ -19,7 +19,6 @@ from microscale.cast import cast
 from microscale.formats import (
     BlockFormat,
     ElementFormat,
-    ScaleFormat,
     float_format,
     get_block_format,
     integer_format,

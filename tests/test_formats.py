@@ -212,7 +212,7 @@ def test_integers_by_hand() -> None:
 
 
 def test_fnuz_as_in_the_paper() -> None:
-    # arXiv 2309.17224 (after 2206.02915): E4 has bias 8 and maximum 240, only the code of -0 is NaN.
+    # arXiv 2309.17224, after 2206.02915: E4 has bias 8, maximum 240; only the code of -0 is NaN.
     e4, e5 = float_format(4, 3, "fnuz"), float_format(5, 2, "fnuz")
     assert (e4.bias, e4.largest, e4.smallest_subnormal) == (8, 240.0, 2.0**-10)
     assert (e5.bias, e5.largest, e5.smallest_subnormal) == (16, 57344.0, 2.0**-17)
@@ -440,8 +440,8 @@ def test_records_are_frozen_and_hashable(
 def test_different_formats_are_different() -> None:
     formats = every_block_format()
     assert len(set(formats)) == len(formats)
-    assert MXFP4 != BlockFormat(E2M1, E8M0, 32, ScaleRule.CEIL)
-    assert E4M3 != float_format(4, 3, "fnuz")
+    assert BlockFormat(E2M1, E8M0, 32, ScaleRule.CEIL) != MXFP4
+    assert float_format(4, 3, "fnuz") != E4M3
 
 
 def test_a_rule_may_be_a_plain_string() -> None:

@@ -167,7 +167,7 @@ def test_ties_without_mantissa_bits_go_up() -> None:
     element = float_element(3, 0)
     options = Options()
     for value, rounded in ((1.5, 2.0), (3.0, 4.0), (6.0, 8.0), (0.125, 0.0), (0.1251, 0.25)):
-        assert oracle.encode(element, Fraction(value), False, options) == rounded
+        assert oracle.encode(element, Fraction(value), negative=False, options=options) == rounded
 
 
 def test_the_oracle_knows_fnuz() -> None:

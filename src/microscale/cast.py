@@ -58,7 +58,7 @@ def cast(
     tensor = to_tensor(x)
     target = None if out is None else to_tensor(out, "out")
     to = result_dtype(tensor, dtype, target)
-    if tensor is not x and to is torch.bfloat16:
+    if isinstance(x, np.ndarray) and to is torch.bfloat16:  # type: ignore[redundant-expr]
         raise MicroscaleError("dtype torch.bfloat16: NumPy has no such type; give a torch tensor.")
     spelling = fmt if isinstance(fmt, str) else get_block_format(fmt).name
     options = f"{rounding} {overflow} {nonfinite} {flush_subnormals}"

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from microscale.formats import get_block_format
 from microscale.kernels import reference
-from microscale.kernels.plan import Plan, plan
-from microscale.kernels.storage import Stored, decoded_shape, empty_storage
+from microscale.kernels.plan import plan
+from microscale.kernels.storage import Layout, Stored, decoded_shape, empty_storage
 from microscale.rounding import read_options
 
 _library = torch.library.Library("microscale", "DEF")
@@ -51,14 +52,15 @@ def _quantize_fake(x: Tensor, fmt: str, axis: int, options: str) -> Stored:
 
 
 def _dequantize(
-    stored: list[Tensor], fmt: str, axis: int, length: int, dtype: torch.dtype
+    stored: list[Tensor], fmt: str, axis: int, compute: torch.dtype, length: int, dtype: torch.dtype
 ) -> Tensor:
     codes, scales, outer = stored
-    return reference.dequantize((codes, scales, outer), length, Plan.of(fmt, axis), dtype)
+    layout = Layout(get_block_format(fmt), axis, compute)
+    return reference.dequantize((codes, scales, outer), layout, length, dtype)
 
 
 def _dequantize_fake(
-    stored: list[Tensor], _fmt: str, axis: int, length: int, dtype: torch.dtype
+    stored: list[Tensor], fmt: str, axis: int, compute: torch.dtype, length: int, dtype: torch.dtype
 ) -> Tensor:
     return stored[0].new_empty(decoded_shape(stored[0], axis, length), dtype=dtype)
 
@@ -68,7 +70,8 @@ _define(f"cast({_CAST}, ScalarType dtype) -> Tensor", _cast, _cast_fake)
 _define(f"in_range({_CAST}) -> Tensor", _in_range, _in_range_fake)
 _define(f"quantize({_CAST}) -> (Tensor, Tensor, Tensor)", _quantize, _quantize_fake)
 _define(
-    "dequantize(Tensor[] stored, str format, int axis, SymInt length, ScalarType dtype) -> Tensor",
+    "dequantize(Tensor[] stored, str format, int axis, ScalarType compute, SymInt length, "
+    "ScalarType dtype) -> Tensor",
     _dequantize,
     _dequantize_fake,
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import microscale.ops  # noqa: F401  (registers the operators)
 from microscale.formats import BlockFormat
-from microscale.kernels.storage import Stored
+from microscale.kernels.storage import Layout, Stored
 
 
 class Packed(Tensor):
@@ -25,8 +25,7 @@ class Packed(Tensor):
         scales: the other dimensions (or 1 where they share a scale) and then the blocks; uint8
             codes of 8-bit scale formats, else int16 exponents, bfloat16 or float32.
         tensor_scale: float32, one value, or none where the format has no tensor scale.
-        format: the block format.
-        axis: the logical axis of the blocks, 0 or more.
+        packing: format, axis and the type that decoding computes in.
 
     `dtype` is the type that `dequantize` gives unless told otherwise.
     """
@@ -34,19 +33,28 @@ class Packed(Tensor):
     codes: Tensor
     scales: Tensor
     tensor_scale: Tensor
-    format: BlockFormat
-    axis: int
+    packing: Layout
 
     def __new__(
-        cls, stored: Stored, fmt: BlockFormat, axis: int, shape: Sequence[int], dtype: torch.dtype
+        cls, stored: Stored, layout: Layout, shape: Sequence[int], dtype: torch.dtype
     ) -> Self:
         """Wrap stored parts; `quantize` makes them from values."""
         self: Self = torch.Tensor._make_wrapper_subclass(
             cls, tuple(shape), dtype=dtype, device=stored[0].device
         )
         self.codes, self.scales, self.tensor_scale = stored
-        self.format, self.axis = fmt, axis
+        self.packing = layout
         return self
+
+    @property
+    def format(self) -> BlockFormat:
+        """The block format."""
+        return self.packing.format
+
+    @property
+    def axis(self) -> int:
+        """The logical axis of the blocks, 0 or more."""
+        return self.packing.axis
 
     @property
     def stored(self) -> Stored:
@@ -66,7 +74,7 @@ class Packed(Tensor):
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The decoded values, contiguous, in `dtype` (by default this tensor's)."""
         values: Tensor = torch.ops.microscale.dequantize(
-            list(self.stored), str(self.format), self.axis, self.length, dtype or self.dtype
+            list(self.stored), *self.packing.spelled, self.length, dtype or self.dtype
         )
         return values.reshape(self.shape)
 

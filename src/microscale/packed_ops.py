@@ -47,7 +47,7 @@ def _describe(args: Iterable[Any]) -> str:
 def _with(q: Packed, parts: Iterable[Tensor], axis: int, shape: Iterable[int]) -> Packed:
     codes, scales, *rest = parts
     outer = rest[0] if rest else q.tensor_scale
-    return type(q)((codes, scales, outer), q.format, axis, tuple(shape), q.dtype)
+    return type(q)((codes, scales, outer), q.packing._replace(axis=axis), tuple(shape), q.dtype)
 
 
 def _stored_dimension(q: Packed, dimension: int, func: torch._ops.OpOverload) -> int:
@@ -83,7 +83,7 @@ def _to(func: torch._ops.OpOverload, q: Packed, **keywords: Any) -> Packed:
         )
     device = keywords.get("device") or q.device
     stored = [part.to(device, copy=True) for part in q.stored]
-    return type(q)((stored[0], stored[1], stored[2]), q.format, q.axis, q.shape, dtype)
+    return type(q)((stored[0], stored[1], stored[2]), q.packing, q.shape, dtype)
 
 
 @_handles(aten.copy_.default)
@@ -103,11 +103,12 @@ def _copy(func: torch._ops.OpOverload, target: Tensor, source: Tensor, *_: Any) 
 def _stored_like(target: Packed, source: Tensor) -> Stored:
     """The parts of `source` in the format and along the axis of `target`."""
     if isinstance(source, Packed):
-        if (source.format, source.axis) == (target.format, target.axis):
+        if source.packing == target.packing:
             return source.stored
         source = source.dequantize()
-    spelled = (str(target.format), target.axis, str(Options()))
-    stored: Stored = torch.ops.microscale.quantize(source.detach(), *spelled)
+    spelled = (target.format.name, target.axis, str(Options()))
+    values = source.detach().to(target.packing.compute)
+    stored: Stored = torch.ops.microscale.quantize(values, *spelled)
     return stored
 
 
@@ -231,7 +232,9 @@ def _axis_in(shape: torch.Size, q: Packed) -> int | None:
 @_handles(aten.index.Tensor)
 def _index(func: torch._ops.OpOverload, q: Packed, indices: list[Tensor | None]) -> Packed:
     given = [d for d, index in enumerate(indices) if index is not None]
-    if given != [0] or q.axis == 0:
+    mask = indices[0] is not None and indices[0].dtype in (torch.bool, torch.uint8)
+    spanned = indices[0].dim() if mask and indices[0] is not None else 1
+    if given != [0] or q.axis == 0 or spanned != 1:
         raise MicroscaleError(
             f"indexing {q!r} with tensors works on dimension 0 alone, away from the block axis; "
             "call it on x.dequantize()."

@@ -13,6 +13,7 @@ from microscale.cast import result_dtype, to_tensor, write
 from microscale.errors import MicroscaleError
 from microscale.formats import BlockFormat, get_block_format
 from microscale.kernels.plan import plan
+from microscale.kernels.storage import Layout
 from microscale.packed import Packed
 from microscale.packed_ops import dispatch
 from microscale.rounding import make_options
@@ -27,30 +28,29 @@ class BlockTensor(Packed):
     torch.load(weights_only=True). What it does not support it refuses by name.
     """
 
-    def __tensor_flatten__(self) -> tuple[list[str], tuple[str, int, torch.dtype]]:
+    def __tensor_flatten__(self) -> tuple[list[str], tuple[Layout, torch.dtype]]:
         """Name the parts, for torch.compile."""
-        return ["codes", "scales", "tensor_scale"], (str(self.format), self.axis, self.dtype)
+        return ["codes", "scales", "tensor_scale"], (self.packing, self.dtype)
 
     @staticmethod
     def __tensor_unflatten__(
         parts: dict[str, Tensor],
-        context: tuple[str, int, torch.dtype],
+        context: tuple[Layout, torch.dtype],
         shape: Sequence[int],
         stride: Sequence[int],
     ) -> "BlockTensor":
         """Rebuild from the parts, for torch.compile."""
-        spelling, axis, dtype = context
         stored = (parts["codes"], parts["scales"], parts["tensor_scale"])
-        return BlockTensor(stored, get_block_format(spelling), axis, shape, dtype)
+        return BlockTensor(stored, context[0], shape, context[1])
 
     def _stable_hash_for_caching(self) -> str:
         """What compiled code depends on, for PyTorch's cache of compiled graphs."""
-        return f"{self.format} {self.axis} {self.dtype} {tuple(self.shape)}"
+        return f"{self.packing.spelled} {self.dtype} {tuple(self.shape)}"
 
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
         """Pickle the parts and the spelling, which torch.load(weights_only=True) accepts."""
         is_parameter = isinstance(self, torch.nn.Parameter)
-        record = (str(self.format), self.axis, tuple(self.shape), self.dtype)
+        record = (*self.packing.spelled, tuple(self.shape), self.dtype)
         return rebuild, (*self.stored, record, self.requires_grad, is_parameter)
 
     def __deepcopy__(self, memo: dict[int, object]) -> "BlockTensor":
@@ -80,14 +80,14 @@ def rebuild(
     codes: Tensor,
     scales: Tensor,
     tensor_scale: Tensor,
-    record: tuple[str, int, Sequence[int], torch.dtype],
+    record: tuple[str, int, torch.dtype, Sequence[int], torch.dtype],
     requires_grad: bool,
     is_parameter: bool,
 ) -> BlockTensor:
     """Make a BlockTensor again from what `__reduce_ex__` gave."""
-    spelling, axis, shape, dtype = record
-    stored = (codes, scales, tensor_scale)
-    tensor = BlockTensor(stored, get_block_format(spelling), axis, shape, dtype)
+    spelling, axis, compute, shape, dtype = record
+    layout = Layout(get_block_format(spelling), axis, compute)
+    tensor = BlockTensor((codes, scales, tensor_scale), layout, shape, dtype)
     if is_parameter:
         parameter: Any = torch.nn.Parameter(tensor, requires_grad)
         return parameter  # type: ignore[no-any-return]
@@ -118,7 +118,7 @@ def quantize(
     checked = plan(tensor, fmt, axis, options)
     spelled = (str(checked.format), checked.axis, str(options))
     stored = torch.ops.microscale.quantize(tensor.detach(), *spelled)
-    return BlockTensor(stored, checked.format, checked.axis, tensor.shape, tensor.dtype)
+    return BlockTensor(stored, Layout.of(checked, tensor.dtype), tensor.shape, tensor.dtype)
 
 
 def dequantize(

@@ -3,7 +3,8 @@
 A checkpoint is a safetensors file. Its metadata holds one entry, "microscale", which is JSON:
 
     {"version": 1,
-     "packed": {"fc.weight": {"format": "mxfp4", "axis": 1, "shape": [16, 64], "dtype": "float32"}},
+     "packed": {"fc.weight": {"format": "mxfp4", "axis": 1, "compute": "float32",
+                               "shape": [16, 64], "dtype": "float32"}},
      "aliases": {"lm_head.weight": "embed.weight"},
      "policy": {...} or null}
 
@@ -21,7 +22,7 @@ import torch
 from microscale.errors import MicroscaleError
 from microscale.formats import get_block_format
 from microscale.kernels.plan import FLOATS, Plan, check_axis
-from microscale.kernels.storage import empty_storage
+from microscale.kernels.storage import Layout, empty_storage
 
 KEY = "microscale"
 VERSION = 1
@@ -35,14 +36,21 @@ class Packed:
 
     format: str
     axis: int
+    compute: str
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def layout(self) -> Layout:
+        """The layout of the parts."""
+        axis = check_axis(self.axis, len(self.shape))
+        return Layout(get_block_format(self.format), axis, DTYPES[self.compute])
+
     def expected(self) -> tuple[torch.Tensor, ...]:
         """Tensors without storage, of the shapes and types that the parts must have."""
-        fmt = get_block_format(self.format)
+        fmt, axis, _ = self.layout
         x = torch.empty(self.shape, dtype=DTYPES[self.dtype], device="meta")
-        parts = empty_storage(x, Plan.of(fmt, check_axis(self.axis, len(self.shape))))
+        parts = empty_storage(x, Plan.of(fmt, axis))
         return parts if fmt.tensor_scale else parts[:2]
 
 
@@ -89,7 +97,7 @@ def _table(value: object, where: str, key: str) -> dict[str, Any]:
 
 
 def _read_packed(entry: object, where: str) -> Packed:
-    keys = {"format": str, "axis": int, "shape": list, "dtype": str}
+    keys = {"format": str, "axis": int, "compute": str, "shape": list, "dtype": str}
     if not isinstance(entry, dict) or any(
         not isinstance(entry.get(key), kind) for key, kind in keys.items()
     ):
@@ -97,11 +105,12 @@ def _read_packed(entry: object, where: str) -> Packed:
     shape = entry["shape"]
     if not all(isinstance(size, int) and size >= 0 for size in shape):
         raise MicroscaleError(f"{where}: shape {shape!r} is not a list of sizes.")
-    if entry["dtype"] not in DTYPES:
-        raise MicroscaleError(f"{where}: dtype {entry['dtype']!r} is not one of {list(DTYPES)}.")
+    for key in ("compute", "dtype"):
+        if entry[key] not in DTYPES:
+            raise MicroscaleError(f"{where}: {key} {entry[key]!r} is not one of {list(DTYPES)}.")
     try:
         get_block_format(entry["format"])
         check_axis(entry["axis"], len(shape))
     except MicroscaleError as error:
         raise MicroscaleError(f"{where}: {error}") from error
-    return Packed(entry["format"], entry["axis"], tuple(shape), entry["dtype"])
+    return Packed(entry["format"], entry["axis"], entry["compute"], tuple(shape), entry["dtype"])

@@ -12,12 +12,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from microscale.checkpoint.header import KEY, PARTS, Header, Packed, read_header
+from microscale.checkpoint.header import DTYPES, KEY, PARTS, Header, Packed, read_header
 from microscale.convert import convert, packing, policy_of
 from microscale.errors import MicroscaleError
 from microscale.files import check_output
-from microscale.formats import get_block_format
-from microscale.kernels.plan import FLOATS
 from microscale.policy import Policy
 from microscale.tensor import BlockTensor, quantize
 
@@ -110,8 +108,8 @@ def _without_aliases(
 
 
 def _entry(x: BlockTensor) -> Packed:
-    dtype = str(x.dtype).removeprefix("torch.")
-    return Packed(str(x.format), x.axis, tuple(x.shape), dtype)
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return Packed(str(x.format), x.axis, names[x.packing.compute], tuple(x.shape), names[x.dtype])
 
 
 def _parts(tensors: Tensors) -> Tensors:
@@ -162,10 +160,7 @@ def _assemble(name: str, entry: Packed, stored: Tensors, where: str) -> Tensor:
             )
         parts.append(found)
     outer = parts[2] if len(parts) > 2 else parts[0].new_empty(0, dtype=torch.float32)
-    axis = entry.axis % max(len(entry.shape), 1)
-    fmt = get_block_format(entry.format)
-    dtype = next(d for d in FLOATS if str(d) == f"torch.{entry.dtype}")
-    return BlockTensor((parts[0], parts[1], outer), fmt, axis, entry.shape, dtype)
+    return BlockTensor((parts[0], parts[1], outer), entry.layout, entry.shape, DTYPES[entry.dtype])
 
 
 def _check_fit(model: nn.Module, tensors: Tensors, where: str) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from microscale.formats import BlockFormat, ElementFormat, ScaleFormat, packing_group
 from microscale.kernels.plan import Plan
-from microscale.kernels.storage import Stored, decoded_shape, empty_storage
+from microscale.kernels.storage import Layout, Stored, decoded_shape, empty_storage
 from microscale.rounding import FlushSubnormals, Nonfinite, Overflow, Rounding, ScaleRule
 
 SMALLEST_NORMAL = 2.0**-126  # of float32
@@ -84,20 +84,19 @@ def _storage_of_nothing(x: Tensor, plan: Plan) -> Stored:
     return codes, scales.fill_(one), outer.fill_(1.0)
 
 
-def dequantize(stored: Stored, length: int, plan: Plan, dtype: torch.dtype) -> Tensor:
+def dequantize(stored: Stored, layout: Layout, length: int, dtype: torch.dtype) -> Tensor:
     """Decoded values, contiguous, with the block axis of `length` values back in its place."""
-    (codes, scales, tensor_scale), fmt = stored, plan.format
-    shape = decoded_shape(codes, plan.axis, length)
+    (codes, scales, tensor_scale), fmt, axis = stored, layout.format, layout.axis
+    shape = decoded_shape(codes, axis, length)
     if math.prod(shape) == 0:
         return torch.empty(shape, dtype=dtype, device=codes.device)
-    # Scales beyond float32 (powers of two without a bound) are decoded in float64.
-    unbounded = fmt.scale.is_power_of_two and fmt.scale.bits > 8
-    wide = torch.float64 if dtype is torch.float64 or unbounded else torch.float32
+    wide = working(layout.compute, fmt)
+    plan = Plan.of(fmt, axis)
     values = decode(unpack(codes, fmt.element.bits, length), fmt.element, wide)
-    blocks = split(values.movedim(-1, plan.axis), plan)
-    block = decode_scale(scales, fmt.scale, wide).movedim(-1, plan.axis)
+    blocks = split(values.movedim(-1, axis), plan)
+    block = decode_scale(scales, fmt.scale, wide).movedim(-1, axis)
     if isinstance(fmt.block, int):
-        block = block.unsqueeze(plan.axis + 1)
+        block = block.unsqueeze(axis + 1)
     outer = tensor_scale.to(wide).reshape(()) if tensor_scale.numel() else None
     values = merge(times(blocks, Scales(block, outer)), shape, plan)
     return narrow(values, dtype).contiguous()
@@ -106,11 +105,15 @@ def dequantize(stored: Stored, length: int, plan: Plan, dtype: torch.dtype) -> T
 # ---------------------------------------------------------------- blocks
 
 
-def widen(x: Tensor, fmt: BlockFormat) -> Tensor:
+def working(dtype: torch.dtype, fmt: BlockFormat) -> torch.dtype:
     """The type to compute in. Exponents without a bound need float64's range for any input."""
     unbounded = fmt.scale.is_power_of_two and fmt.scale.bits > 8
-    wide = torch.float64 if unbounded or x.dtype is torch.float64 else torch.float32
-    return x.detach().reshape(x.shape or (1,)).to(wide)
+    return torch.float64 if unbounded or dtype is torch.float64 else torch.float32
+
+
+def widen(x: Tensor, fmt: BlockFormat) -> Tensor:
+    """The values in the type to compute in, with at least one dimension."""
+    return x.detach().reshape(x.shape or (1,)).to(working(x.dtype, fmt))
 
 
 def narrow(values: Tensor, dtype: torch.dtype) -> Tensor:

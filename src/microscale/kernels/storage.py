@@ -1,12 +1,40 @@
 """The shapes and types of a packed tensor's parts, known before any value is."""
 
+from typing import NamedTuple
+
 import torch
 
-from microscale.formats import ScaleFormat, packed_bytes
+from microscale.formats import BlockFormat, ScaleFormat, packed_bytes
 from microscale.kernels.plan import Plan
 
 Stored = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Packed codes, scales, and the tensor scale (empty where there is none)."""
+
+
+class Layout(NamedTuple):
+    """How packed parts are to be read.
+
+    Attributes:
+        format: the block format.
+        axis: the logical axis of the blocks, 0 or more; stored last.
+        compute: float64 if the values were, else float32: the type in which a code times a
+            real-valued scale is rounded, whatever type the result then gets.
+    """
+
+    format: BlockFormat
+    axis: int
+    compute: torch.dtype
+
+    @classmethod
+    def of(cls, plan: Plan, dtype: torch.dtype) -> "Layout":
+        """The layout of values of `dtype` that are packed by `plan`."""
+        wide = torch.float64 if dtype is torch.float64 else torch.float32
+        return cls(plan.format, plan.axis, wide)
+
+    @property
+    def spelled(self) -> tuple[str, int, torch.dtype]:
+        """The layout as it crosses the boundary of operators."""
+        return self.format.name, self.axis, self.compute
 
 
 def scale_dtype(fmt: ScaleFormat) -> torch.dtype:

@@ -1,0 +1,152 @@
+"""The command line. Each command's work is in `microscale.commands`, imported when it runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from microscale.errors import MicroscaleError
+from microscale.version import __version__
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="microscale",
+    help="Microscaling (MX) and other narrow number formats: what they are and what they do to "
+    "models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is standard output."),
+]
+Picture = Annotated[
+    Path | None, typer.Option("--picture", metavar="FILE", help="Draw the result (PNG, SVG, PDF).")
+]
+
+
+@contextmanager
+def _clean_exit() -> Iterator[None]:
+    """Turn user errors and Ctrl-C into one line on standard error and an exit status."""
+    try:
+        yield
+    except MicroscaleError as error:
+        typer.echo(f"microscale: {error}", err=True)
+        raise typer.Exit(USER_ERROR) from None
+    except KeyboardInterrupt:
+        typer.echo("microscale: interrupted; nothing was left half-written.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Options that stand before the command."""
+
+
+@app.command()
+def formats(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A spelling such as mxfp4 or e2m3.")
+    ] = None,
+    *,
+    json_file: JsonFile = None,
+    picture: Picture = None,
+) -> None:
+    """List the formats, or show one in full with its number line."""
+    with _clean_exit():
+        from microscale.commands.formats import show_format, show_formats
+
+        if name is None:
+            show_formats(json_file=json_file, picture=picture)
+        else:
+            show_format(name, json_file=json_file, picture=picture)
+
+
+@app.command()
+def info(*, json_file: JsonFile = None) -> None:
+    """Show versions, devices, and which kernels run."""
+    with _clean_exit():
+        from microscale.commands.info import show_info
+
+        show_info(json_file=json_file)
+
+
+@app.command()
+def compare(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="A Hugging Face causal language model (directory or name) or a model of the "
+            "suite; by default the embedded models.",
+        ),
+    ] = None,
+    *,
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Formats, or weight/activation pairs, separated by commas: "
+            "mxint8,mxfp4/mxfp6_e2m3.",
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="UTF-8 text that a language model is tried on."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Use only the first N samples.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Samples that run at once.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1.")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="Type of everything that is not quantized.")
+    ] = "float32",
+    json_file: JsonFile = None,
+    picture: Picture = None,
+) -> None:
+    """Compare what formats do to a model: quality against bits, by direct cast."""
+    with _clean_exit():
+        from microscale.commands.compare import run_compare
+
+        run_compare(
+            model,
+            formats=formats,
+            text=text,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            json_file=json_file,
+            picture=picture,
+        )
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

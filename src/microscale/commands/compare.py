@@ -1,0 +1,102 @@
+"""`microscale compare`: formats side by side on a model, as a table, JSON and a picture."""
+
+import platform
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from microscale.commands.console import STANDARD_OUTPUT, console, write_json
+from microscale.errors import MicroscaleError
+from microscale.files import check_output
+from microscale.report.figures import check_picture, write_figure
+from microscale.report.progress import bars
+from microscale.report.quality import draw
+from microscale.suite.compare import DEFAULT_FORMATS, compare, read_formats
+from microscale.suite.comparison import Comparison
+from microscale.suite.registry import Plan, plan
+from microscale.suite.setting import Setting
+from microscale.version import __version__
+
+
+def run_compare(
+    model: str | None,
+    *,
+    formats: str | None,
+    text: Path | None,
+    limit: int | None,
+    batch_size: int | None,
+    seed: int,
+    device: str,
+    dtype: str,
+    json_file: Path | None,
+    picture: Path | None,
+) -> None:
+    """Compare `formats` (separated by commas) on a model, or on the embedded ones if None.
+
+    Everything is checked first; files are written whole, after all the work. With `json_file`
+    "-" the JSON is all that stands on standard output, and the table goes to standard error.
+    """
+    setting = Setting.parse(
+        limit=limit, batch_size=batch_size, seed=seed, device=device, dtype=dtype
+    )
+    names = DEFAULT_FORMATS if formats is None else _split(formats)
+    read_formats(names)
+    if json_file is not None and json_file != STANDARD_OUTPUT:
+        check_output(json_file, "--json")
+    if picture is not None:
+        check_picture(picture)
+    plans = plan(model, text, setting)
+    start = time.perf_counter()
+    terminal = console() if json_file != STANDARD_OUTPUT else Console(stderr=True, highlight=False)
+    comparisons = [_show(_compare(one, names, setting), terminal) for one in plans]
+    seconds = time.perf_counter() - start
+    if json_file is not None:
+        write_json(json_file, _record(comparisons, setting, seconds))
+    if picture is not None:
+        write_figure(draw(comparisons), picture)
+    terminal.print(f"{seconds:.0f} s on {setting.device}, {torch.get_num_threads()} threads.")
+
+
+def _split(formats: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in formats.split(","))
+    if not all(names):
+        raise MicroscaleError(
+            f"--formats {formats!r} has an empty name; separate names by single commas."
+        )
+    return names
+
+
+def _compare(one: Plan, names: tuple[str, ...], setting: Setting) -> Comparison:
+    with bars(one.name) as report:
+        report("loading", 0, None)
+        subject = one.load()
+        return compare(
+            subject.model,
+            subject.task,
+            names,
+            name=subject.name,
+            seed=setting.seed,
+            progress=report,
+        )
+
+
+def _show(comparison: Comparison, terminal: Console) -> Comparison:
+    terminal.print(comparison)
+    terminal.print()
+    return comparison
+
+
+def _record(comparisons: list[Comparison], setting: Setting, seconds: float) -> dict[str, object]:
+    return {
+        "microscale": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": str(setting.device),
+        "dtype": str(setting.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "seconds": seconds,
+        "comparisons": [comparison.to_dict() for comparison in comparisons],
+    }

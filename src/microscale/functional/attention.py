@@ -1,0 +1,145 @@
+"""Attention, with its two products on cast operands.
+
+Scores are queries times keys, both cast along the head dimension; values are probabilities times
+values, both cast along the keys, where a block spans 32 tokens. A value row that no query may
+look at is zeroed before the cast, so that padding has no say in the scale of its block.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from microscale.errors import MicroscaleError
+from microscale.functional.product import UNSET, plain
+from microscale.ledger import note
+from microscale.operands import Operand
+from microscale.policy import Policy
+from microscale.weights import cast_operand
+
+Operands = tuple[Operand | None, Operand | None]
+
+
+def scaled_dot_product_attention(  # noqa: PLR0917  (as in torch)
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    policy: Policy,
+    name: str = "",
+) -> Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention` on cast operands.
+
+    Args:
+        query: [..., H, L, E].
+        key: [..., H, S, E]; with `enable_gqa` fewer heads, which divide those of the query.
+        value: [..., H, S, Ev].
+        attn_mask: broadcastable to [..., L, S]; True or added 0 means taking part.
+        dropout_p: of the probabilities.
+        is_causal: query i sees keys 0 to i.
+        scale: of the scores, 1 / sqrt(E) by default.
+        enable_gqa: repeat the heads of key and value for groups of query heads.
+        policy: `matmul.left` and `matmul.right`, with the switches `scores` and `values`.
+        name: of the module, for ledgers.
+
+    Returns:
+        [..., H, L, Ev]. A query that may look at nothing gives zeros, as in torch.
+
+    Raises:
+        MicroscaleError: both a mask and `is_causal` are given.
+    """
+    if attn_mask is not None and is_causal:
+        raise MicroscaleError("attention takes attn_mask or is_causal=True, not both.")
+    with plain():
+        if not any(_operands(policy, "scores") + _operands(policy, "values")):
+            _note(policy, name)
+            return F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask,
+                dropout_p,
+                is_causal,
+                scale=scale,
+                enable_gqa=enable_gqa,
+            )
+        if enable_gqa:
+            key, value = (
+                x.repeat_interleave(query.size(-3) // x.size(-3), -3) for x in (key, value)
+            )
+        mask = _causal(query, key) if is_causal else attn_mask
+        return attend(query, key, value, mask, dropout_p, scale, policy=policy, name=name)[0]
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout_p: float = 0.0,
+    scale: float | None = None,
+    *,
+    policy: Policy,
+    name: str = "",
+) -> tuple[Tensor, Tensor]:
+    """Return the result of attention and its probabilities (after dropout, not cast)."""
+    _note(policy, name)
+    left, right = _operands(policy, "scores")
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = cast_operand(query, left, -1) @ cast_operand(key, right, -1).mT * factor
+    probabilities = _softmax(scores, mask)
+    if dropout_p > 0:
+        probabilities = F.dropout(probabilities, dropout_p)
+    left, right = _operands(policy, "values")
+    if right is not None and mask is not None:
+        value = _without_unseen(value, mask)
+    result = cast_operand(probabilities, left, -1) @ cast_operand(value, right, -2)
+    return result, probabilities
+
+
+def _operands(policy: Policy, product: str) -> Operands:
+    matmul = policy.matmul
+    wanted = matmul.scores if product == "scores" else matmul.values
+    return (matmul.left, matmul.right) if wanted else (None, None)
+
+
+def _note(policy: Policy, name: str) -> None:
+    for product in ("scores", "values"):
+        operands = _operands(policy, product)
+        if any(operands):
+            note(name, product, "emulated", operands)
+        else:
+            off = any((policy.matmul.left, policy.matmul.right))
+            reason = f"the policy has matmul.{product} = false" if off else UNSET
+            note(name, product, "skipped", operands, reason)
+
+
+def _causal(query: Tensor, key: Tensor) -> Tensor:
+    shape = query.shape[-2], key.shape[-2]
+    return torch.ones(shape, dtype=torch.bool, device=query.device).tril()
+
+
+def _softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Return probabilities; a row that may look at nothing gives zeros, and its gradient too."""
+    if mask is None:
+        return scores.softmax(-1)
+    if mask.dtype == torch.bool:
+        masked = scores.masked_fill(~mask, -math.inf)
+    else:
+        masked = (scores + mask).to(scores.dtype)
+    blind = (masked == -math.inf).all(-1, keepdim=True)
+    return masked.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0)
+
+
+def _without_unseen(value: Tensor, mask: Tensor) -> Tensor:
+    """Zero the rows of `value` that are masked for every query."""
+    # Many models mask with the smallest finite number instead of -inf.
+    allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
+    seen = torch.atleast_2d(allowed).any(-2)
+    return value.masked_fill(~seen.unsqueeze(-1), 0.0)

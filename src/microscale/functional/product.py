@@ -1,0 +1,84 @@
+"""The two operands of a product: their roles, their casts, and the note about it."""
+
+import torch
+from torch import Tensor
+
+from microscale.ledger import How, note
+from microscale.operands import Operand
+from microscale.policy import Policy
+from microscale.tensor import BlockTensor
+from microscale.weights import cast_operand, cast_weight, is_weight
+
+plain = torch._C.DisableTorchFunction  # noqa: SLF001  (named in torch's notes on extending)
+"""Context in which products are PyTorch's own: no scope sees them to cast operands again."""
+
+
+def cast_pair(
+    left: Tensor, right: Tensor, *, policy: Policy, name: str = "", product: str = "matmul"
+) -> tuple[Tensor, Tensor]:
+    """Cast the factors of `left @ right` along the dimension that is summed over, and note it.
+
+    A parameter, a view of one and a packed tensor are weights; two activations are cast as
+    `policy.matmul` says. What cannot be cast (integers, sparse tensors, outer products, in which
+    nothing is summed) is returned as it came, and noted with the reason.
+    """
+    reason = _unfit(left, right)
+    if reason:
+        note(name, product, "skipped", (None, None), reason)
+        return left, right
+    operands = _operands(left, right, policy)
+    note_product(name, product, (left, operands[0]), (right, operands[1]))
+    axis = -2 if right.dim() > 1 else -1
+    return _cast(left, operands[0], -1), _cast(right, operands[1], axis)
+
+
+def note_product(
+    name: str,
+    product: str,
+    left: tuple[Tensor, Operand | None],
+    right: tuple[Tensor, Operand | None],
+) -> None:
+    """Note a product of two tensors and their operands as packed, emulated or skipped."""
+    formats = _format(*left), _format(*right)
+    packed = isinstance(left[0], BlockTensor) or isinstance(right[0], BlockTensor)
+    how: How = "packed" if packed else "skipped" if formats == (None, None) else "emulated"
+    note(name, product, how, formats, UNSET if how == "skipped" else "")
+
+
+UNSET = "the policy leaves both operands in the wider type"
+
+
+def cast_right(weight: Tensor, operand: Operand | None, axis: int) -> Tensor:
+    """Cast a weight by its role, whatever it is; a packed tensor is one already."""
+    return weight if isinstance(weight, BlockTensor) else cast_weight(weight, operand, axis)
+
+
+def _cast(x: Tensor, operand: Operand | None, axis: int) -> Tensor:
+    if isinstance(x, BlockTensor):
+        return x
+    return cast_weight(x, operand, axis) if is_weight(x) else cast_operand(x, operand, axis)
+
+
+def _format(x: Tensor, operand: Operand | None) -> object:
+    if isinstance(x, BlockTensor):
+        return x.format
+    return operand
+
+
+def _operands(left: Tensor, right: Tensor, policy: Policy) -> tuple[Operand | None, Operand | None]:
+    weights = [is_weight(x) or isinstance(x, BlockTensor) for x in (left, right)]
+    if not any(weights):
+        return policy.matmul.left, policy.matmul.right
+    first, second = (policy.forward.weight if w else policy.forward.input for w in weights)
+    return first, second
+
+
+def _unfit(left: Tensor, right: Tensor) -> str:
+    for x in (left, right):
+        if not x.is_floating_point():
+            return f"operands of {x.dtype} are not cast"
+        if x.layout is not torch.strided or x.is_nested:
+            return "sparse and nested operands are not cast"
+    if left.dim() and left.shape[-1] == 1 and not (is_weight(left) or is_weight(right)):
+        return "an outer product sums nothing"
+    return ""

@@ -1,0 +1,194 @@
+"""The operands of products, one record per GEMM, and how they are written as plain data.
+
+Data only: no torch. `microscale.policy` puts these together.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from microscale.errors import MicroscaleError, near_names
+from microscale.formats import BlockFormat, get_block_format
+from microscale.rounding import FlushSubnormals, Nonfinite, Overflow, Rounding
+
+WIDE = "fp32"
+"""How an operand that is not quantized is written."""
+
+LAWS = ("rounding", "overflow", "nonfinite", "flush_subnormals")
+"""The fields of an operand besides its format."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A block format and how values are cast to it. The spellings of both are accepted."""
+
+    format: BlockFormat
+    rounding: Rounding = Rounding.EVEN
+    overflow: Overflow = Overflow.SATURATE
+    nonfinite: Nonfinite = Nonfinite.BLOCK
+    flush_subnormals: FlushSubnormals = FlushSubnormals.OFF
+
+    def __post_init__(self) -> None:
+        """Read spellings; raise MicroscaleError for those that are not known."""
+        object.__setattr__(self, "format", get_block_format(self.format))
+        object.__setattr__(self, "rounding", Rounding(self.rounding))
+        object.__setattr__(self, "overflow", Overflow(self.overflow))
+        object.__setattr__(self, "nonfinite", Nonfinite(self.nonfinite))
+        object.__setattr__(self, "flush_subnormals", FlushSubnormals(self.flush_subnormals))
+
+    def __str__(self) -> str:
+        """Return the format's spelling, and what is unusual about the cast."""
+        return " ".join([str(self.format), *(f"{k}={v}" for k, v in self._unusual().items())])
+
+    def _unusual(self) -> dict[str, str]:
+        usual = {law.name: law.default for law in fields(self)}
+        return {name: law for name, law in self.laws.items() if law != usual[name]}
+
+    @property
+    def laws(self) -> dict[str, str]:
+        """How values are cast, as keywords of `cast` and `quantize`."""
+        return {name: str(getattr(self, name)) for name in LAWS}
+
+    def to_data(self) -> str | dict[str, str]:
+        """Return the spelling alone, or a table where the cast is not the usual one."""
+        unusual = self._unusual()
+        return {"format": str(self.format), **unusual} if unusual else str(self.format)
+
+
+Spelling = str | BlockFormat | Operand | Mapping[str, str] | None
+"""What an operand may be given as: a format or its spelling, a table such as `to_data` gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Operands of the product itself, cast along its reduction axis."""
+
+    input: Operand | None = None
+    weight: Operand | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dgrad:
+    """Operands of the product that gives the gradient of the input, cast along out-features."""
+
+    grad: Operand | None = None
+    weight: Operand | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wgrad:
+    """Operands of the product that gives the gradient of the weight, cast along tokens."""
+
+    input: Operand | None = None
+    grad: Operand | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Matmul:
+    """Operands of products of two activations, with a switch for each product of attention."""
+
+    left: Operand | None = None
+    right: Operand | None = None
+    scores: bool = True
+    values: bool = True
+
+
+Setting = Operand | bool | None
+Settings = tuple[tuple[str, Setting], ...]
+"""What is set at some of the paths, in the order of the paths."""
+
+PATHS = (
+    "forward.input",
+    "forward.weight",
+    "dgrad.grad",
+    "dgrad.weight",
+    "wgrad.input",
+    "wgrad.grad",
+    "matmul.left",
+    "matmul.right",
+    "storage",
+)
+"""The operands by their names in a policy."""
+
+SWITCHES = ("matmul.scores", "matmul.values")
+_WEIGHTS = ("forward.weight", "dgrad.weight", "storage")
+_SECTIONS = ("forward", "dgrad", "wgrad", "matmul")
+
+
+def check_operand(place: str, setting: Setting) -> None:
+    """Refuse blocks of output channels for what has none."""
+    if not isinstance(setting, Operand) or setting.format.block != "channel":
+        return
+    if not place.endswith(_WEIGHTS):
+        token, tensor = (str(replace(setting.format, block=b)) for b in ("token", "tensor"))
+        raise MicroscaleError(
+            f"policy {place} is {setting.format}, but activations have no output channels; "
+            f"write {setting.format}/{token} or {setting.format}/{tensor} (weight/activation)."
+        )
+
+
+def nested(settings: Iterable[tuple[str, Setting]]) -> dict[str, Any]:
+    """Return settings as plain data: tables of tables, operands as they are written."""
+    data: dict[str, Any] = {}
+    for path, setting in settings:
+        value = setting.to_data() if isinstance(setting, Operand) else setting
+        section, _, key = path.partition(".")
+        table = data.setdefault(section, {}) if key else data
+        table[key or section] = WIDE if value is None else value
+    return data
+
+
+def read_settings(place: str, data: Mapping[str, object], laws: Mapping[str, str]) -> Settings:
+    """Read tables of tables, whose keys are those of PATHS and SWITCHES.
+
+    `laws` are fields of the operands that are given as formats alone. Raises MicroscaleError
+    that names the place.
+    """
+    flat: dict[str, object] = {}
+    for key, value in data.items():
+        if key in _SECTIONS:
+            flat |= {f"{key}.{k}": v for k, v in table(f"{place} {key}", value).items()}
+        else:
+            flat[key] = value
+    known = (*PATHS, *SWITCHES)
+    for path in flat:
+        if path not in known:
+            raise MicroscaleError(f"{place} has the unknown key {path!r}.{near_names(path, known)}")
+    given = [path for path in known if path in flat]
+    return tuple((path, _setting(f"{place} {path}", path, flat[path], laws)) for path in given)
+
+
+def _setting(place: str, path: str, value: object, laws: Mapping[str, str]) -> Setting:
+    if path not in SWITCHES:
+        return _operand(place, value, laws)
+    if not isinstance(value, bool):
+        raise MicroscaleError(f"{place} is {value!r}; write true or false.")
+    return value
+
+
+def _operand(place: str, value: object, laws: Mapping[str, str]) -> Operand | None:
+    if isinstance(value, Operand):
+        return value
+    if value is None or (isinstance(value, str) and value.strip().lower() == WIDE):
+        return None
+    written: dict[str, Any] = {**laws, "format": value}
+    if isinstance(value, Mapping):
+        written = dict(value)
+    if unknown := written.keys() - {"format", *LAWS}:
+        name = str(min(unknown, key=str))
+        raise MicroscaleError(
+            f"{place} has the unknown key {name!r}.{near_names(name, ('format', *LAWS))}"
+        )
+    if "format" not in written:
+        raise MicroscaleError(f"{place} is {value!r}, which names no format.")
+    try:
+        return Operand(**written)
+    except MicroscaleError as error:
+        raise MicroscaleError(f"{place}: {error}") from error
+
+
+def table(place: str, value: object) -> Mapping[str, Any]:
+    """Return `value` if it is a table, else raise."""
+    if not isinstance(value, Mapping):
+        raise MicroscaleError(f"{place} is {value!r}; a table of settings is expected.")
+    return value

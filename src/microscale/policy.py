@@ -1,0 +1,261 @@
+"""Which operand of which product is cast to which format. Data only: no torch.
+
+A product A W has six operands in training (arXiv 2310.10537, Figure 2): two for each of its
+forward, dgrad and wgrad GEMMs. `matmul` is for products of two activations (attention), `storage`
+for what is looked up instead of multiplied (embedding tables). An operand that is None stays in
+the wider type, and is written "fp32".
+
+As TOML, where what is left out of `matmul` and `storage` follows `forward`:
+
+    storage = "mxfp8_e4m3"
+    ignore = ["lm_head"]
+
+    [forward]
+    input = "mxfp6_e2m3"
+    weight = { format = "mxfp4", rounding = "away" }
+
+    [matmul]
+    scores = false
+
+    [overrides]
+    "layers.0" = "mxfp8_e4m3/fp32"
+
+    [overrides."layers.*.down_proj".forward]
+    input = "mxfp8_e5m2"
+"""
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from microscale.errors import MicroscaleError
+from microscale.formats import BlockFormat
+from microscale.operands import (
+    PATHS,
+    SWITCHES,
+    WIDE,
+    Dgrad,
+    Forward,
+    Matmul,
+    Operand,
+    Setting,
+    Settings,
+    Spelling,
+    Wgrad,
+    check_operand,
+    nested,
+    read_settings,
+    table,
+)
+
+_BACKWARD = ("dgrad.", "wgrad.")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The operands of every product, modules to leave alone, and overrides by module.
+
+    `ignore` and `overrides` hold patterns as of a shell (`*`, `?`, `[...]`) of qualified module
+    names; a pattern that matches a module also covers the modules inside it. Of several overrides
+    that match, later ones win.
+    """
+
+    forward: Forward = field(default_factory=Forward)
+    dgrad: Dgrad = field(default_factory=Dgrad)
+    wgrad: Wgrad = field(default_factory=Wgrad)
+    matmul: Matmul = field(default_factory=Matmul)
+    storage: Operand | None = None
+    ignore: tuple[str, ...] = ()
+    overrides: tuple[tuple[str, Settings], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse formats that make no sense for an operand."""
+        for path in PATHS:
+            check_operand(path, self.setting(path))
+        for pattern, settings in self.overrides:
+            for path, setting in settings:
+                check_operand(f"overrides.{pattern!r}.{path}", setting)
+
+    @classmethod
+    def of(
+        cls,
+        weight: Spelling = None,
+        activation: Spelling = None,
+        grad: Spelling = None,
+        *,
+        storage: Spelling = "weight",
+        scores: bool = True,
+        values: bool = True,
+        ignore: tuple[str, ...] = (),
+        overrides: Mapping[str, Spelling | Mapping[str, object]] | None = None,
+        **laws: str,
+    ) -> "Policy":
+        """Fill all operands from the formats of weights, activations and gradients.
+
+        Args:
+            weight: of forward.weight, and of dgrad.weight if there is a `grad`.
+            activation: of forward.input and both sides of matmul, and of wgrad.input likewise.
+            grad: of dgrad.grad and wgrad.grad; None leaves the backward pass in the wider type.
+            storage: of embedding tables; the weight's by default.
+            scores: whether attention's product of queries and keys is quantized.
+            values: whether attention's product of probabilities and values is quantized.
+            ignore: patterns of modules to leave alone.
+            overrides: by pattern, a pair such as "mxfp8_e4m3/fp32" or a table of operands.
+            laws: rounding, overflow, nonfinite, flush_subnormals of all operands given as formats.
+
+        Raises:
+            MicroscaleError: formats, keywords or paths that are not known.
+        """
+        data: dict[str, object] = {
+            "forward": {"input": activation, "weight": weight},
+            "matmul": {"scores": scores, "values": values},
+            "storage": weight if storage == "weight" else storage,
+            "ignore": list(ignore),
+            "overrides": dict(overrides or {}),
+        }
+        if grad is not None:
+            data["dgrad"] = {"grad": grad, "weight": weight}
+            data["wgrad"] = {"input": activation, "grad": grad}
+        return _read(data, laws)
+
+    @classmethod
+    def parse(cls, spelling: str) -> "Policy":
+        """Read a pair `weight/activation`, or one format for both; "fp32" is not quantized.
+
+        Raises MicroscaleError for formats that are not known, or that activations cannot have.
+        """
+        return cls.of(*_pair(spelling))
+
+    def __str__(self) -> str:
+        """Return the pair that `parse` reads, marked where the policy holds more than the pair."""
+        formats = [x and x.format for x in (self.forward.weight, self.forward.input)]
+        weight, activation = (str(x) if x else WIDE for x in formats)
+        pair = weight if weight == activation else f"{weight}/{activation}"
+        return pair if self == Policy.of(*formats) else f"{pair} (with further settings)"
+
+    def setting(self, path: str) -> Setting:
+        """Return what stands at one of `PATHS` or `SWITCHES`, such as "forward.input"."""
+        section, _, key = path.partition(".")
+        found: Setting = getattr(getattr(self, section), key) if key else getattr(self, section)
+        return found
+
+    def ignores(self, name: str) -> bool:
+        """Whether the module called `name` is to be left alone."""
+        return any(covers(pattern, name) for pattern in self.ignore)
+
+    def at(self, name: str) -> "Policy":
+        """Return the policy of the module called `name`: overrides applied and done with."""
+        policy = replace(self, ignore=(), overrides=())
+        for pattern, settings in self.overrides:
+            if covers(pattern, name):
+                policy = _with(policy, settings)
+        return policy
+
+    @property
+    def backward_operands(self) -> tuple[str, ...]:
+        """The paths of operands of dgrad and wgrad that are set, here or in an override."""
+        here: Settings = tuple((path, self.setting(path)) for path in PATHS)
+        everywhere = [here, *(settings for _, settings in self.overrides)]
+        paths = {path for settings in everywhere for path, operand in settings if operand}
+        return tuple(sorted(path for path in paths if path.startswith(_BACKWARD)))
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain data that `from_dict` reads back exactly."""
+        settings = {path: self.setting(path) for path in (*PATHS, *SWITCHES)}
+        data = nested((k, v) for k, v in settings.items() if v or not k.startswith(_BACKWARD))
+        if self.ignore:
+            data["ignore"] = list(self.ignore)
+        if self.overrides:
+            data["overrides"] = {pattern: nested(values) for pattern, values in self.overrides}
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> "Policy":
+        """Read what `to_dict` or a policy file holds; raise MicroscaleError naming the place."""
+        return _read(table("policy", data), {})
+
+    def to_json(self) -> str:
+        """Return the policy as JSON."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Policy":
+        """Read a policy from JSON; raise MicroscaleError where it is not one."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise MicroscaleError(f"policy is not JSON: {error}.") from error
+        return cls.from_dict(data)
+
+    def to_toml(self) -> str:
+        """Return the policy as TOML."""
+        import tomli_w
+
+        return tomli_w.dumps(self.to_dict())
+
+    @classmethod
+    def from_toml(cls, text: str) -> "Policy":
+        """Read a policy from TOML; raise MicroscaleError where it is not one."""
+        try:
+            data = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise MicroscaleError(f"policy is not TOML: {error}.") from error
+        return cls.from_dict(data)
+
+
+def covers(pattern: str, name: str) -> bool:
+    """Whether `pattern` matches the module called `name` or one that it is inside of."""
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[: n + 1]), pattern) for n in range(len(parts)))
+
+
+def _pair(spelling: str) -> tuple[str, str]:
+    weight, slash, activation = (part.strip() for part in spelling.partition("/"))
+    if not weight or (slash and not activation) or "/" in activation:
+        raise MicroscaleError(
+            f"policy {spelling!r} is not a format or a pair weight/activation, as in "
+            "mxfp4/mxfp6_e2m3."
+        )
+    return weight, activation if slash else weight
+
+
+def _read(data: Mapping[str, object], laws: Mapping[str, str]) -> Policy:
+    data = dict(data)
+    ignore = _patterns("policy ignore", data.pop("ignore", []))
+    overrides = table("policy overrides", data.pop("overrides", {}))
+    settings = dict(read_settings("policy", data, laws))
+    for path in ("matmul.left", "matmul.right"):
+        settings.setdefault(path, settings.get("forward.input"))
+    settings.setdefault("storage", settings.get("forward.weight"))
+    read = ((pattern, _override(pattern, value, laws)) for pattern, value in overrides.items())
+    return replace(_with(Policy(), settings.items()), ignore=ignore, overrides=tuple(read))
+
+
+def _override(pattern: str, value: object, laws: Mapping[str, str]) -> Settings:
+    place = f"policy overrides.{pattern!r}"
+    if value is not None and not isinstance(value, (str, BlockFormat, Operand)):
+        return read_settings(place, table(place, value), laws)
+    weight, activation = _pair(value) if isinstance(value, str) else (value, value)
+    data: dict[str, object] = {
+        "forward": {"input": activation, "weight": weight},
+        "matmul": {"left": activation, "right": activation},
+        "storage": weight,
+    }
+    return read_settings(place, data, laws)
+
+
+def _with(policy: Policy, settings: Iterable[tuple[str, Setting]]) -> Policy:
+    for path, setting in settings:
+        section, _, key = path.partition(".")
+        value: Any = replace(getattr(policy, section), **{key: setting}) if key else setting
+        policy = replace(policy, **{section: value})
+    return policy
+
+
+def _patterns(place: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(x, str) for x in value):
+        raise MicroscaleError(f"{place} is {value!r}; a list of module name patterns is expected.")
+    return tuple(value)

@@ -1,0 +1,203 @@
+"""The main job: direct-cast a model to each of several formats and measure what that does.
+
+For every format: convert, evaluate against the unquantized model's logits, revert. The model is
+as it was afterwards, also when something is raised or the user interrupts.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from microscale.conversion import Conversion
+from microscale.convert import convert, revert
+from microscale.errors import MicroscaleError
+from microscale.formats import BlockFormat
+from microscale.policy import Policy
+from microscale.scope import site_of
+from microscale.suite.comparison import Comparison
+from microscale.suite.coverage import Coverage, Recorder
+from microscale.suite.findings import judge
+from microscale.suite.measure import (
+    Measured,
+    Reference,
+    check_pairing,
+    evaluating,
+    measure,
+    measure_reference,
+)
+from microscale.suite.rows import Figures, Row
+from microscale.suite.size import Size, main_dtype
+from microscale.suite.task import Evaluate, Generation, Task
+
+DEFAULT_FORMATS = (
+    "mxint8",
+    "mxfp8_e4m3",
+    "mxfp8_e5m2",
+    "mxfp6_e2m3",
+    "mxfp6_e3m2",
+    "mxfp4",
+    "mxfp4/mxfp6_e2m3",
+    "nvfp4",
+)
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with what runs, the units done, and how many there are (None: not known)."""
+
+
+def compare(
+    model: nn.Module,
+    evaluate: Evaluate | Task,
+    formats: Sequence[str | BlockFormat | Policy] = DEFAULT_FORMATS,
+    *,
+    name: str = "model",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare what formats do to a model, by direct cast.
+
+    Args:
+        model: any module; it is converted in place for each format, and reverted.
+        evaluate: called with the model, without gradients and in eval mode, once per format. It
+            returns `Predictions` (logits [units, ..., classes] and targets [units, ...]), an
+            iterable of them (a generator keeps memory small), or a mapping of names to per-unit
+            figures [units], of which the first is the headline metric and "loss", if there, the
+            measure of the findings. It must walk the same data in the same order every time.
+            A `Task` adds a metric and words.
+        formats: spellings such as "mxfp4" or "mxfp4/mxfp6_e2m3" (weight/activation), block
+            formats, or policies.
+        name: of the model, for the report.
+        seed: of torch's random numbers during each evaluation.
+        progress: told how far the work is.
+
+    Returns:
+        Rows, the unquantized model first, and the paper's findings (arXiv 2310.10537) put to
+        paired tests. `print` shows it, `to_dict` gives plain data.
+
+    Raises:
+        MicroscaleError: unknown formats, before anything runs; evaluations that cannot be paired.
+    """
+    policies = read_formats(formats)
+    if any(site_of(module) for module in model.modules()):
+        raise MicroscaleError(
+            f"model {name!r} is converted already; compare needs it as it was: revert(model) first."
+        )
+    task = evaluate if isinstance(evaluate, Task) else Task(evaluate=evaluate)
+    run = _Run(model, task, seed, progress or (lambda *_: None))
+    return run.comparison(name, policies)
+
+
+def read_formats(formats: Sequence[str | BlockFormat | Policy]) -> dict[str, Policy]:
+    """The policy of every format, by its name; MicroscaleError for unknown and repeated ones."""
+    policies: dict[str, Policy] = {}
+    for given in formats:
+        policy = given if isinstance(given, Policy) else Policy.parse(str(given))
+        if str(policy) in policies:
+            raise MicroscaleError(f"formats name {str(policy)!r} twice; name each once.")
+        policies[str(policy)] = policy
+    if not policies:
+        raise MicroscaleError("formats is empty; name at least one, such as mxfp4.")
+    return policies
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """One model with its task; the steps of a comparison."""
+
+    model: nn.Module
+    task: Task
+    seed: int
+    progress: Progress
+
+    def comparison(self, name: str, policies: dict[str, Policy]) -> Comparison:
+        start = time.perf_counter()
+        base_name = str(main_dtype(self.model)).removeprefix("torch.")
+        with evaluating(self.model, self.seed):
+            base, reference = measure_reference(self.model, self.task, self._advance(base_name))
+        size = Size.plain(self.model)
+        rows = [_row(base_name, size, Figures.of(base), time.perf_counter() - start)]
+        measured: dict[str, Measured] = {}
+        for spelling, policy in policies.items():
+            row, measured[spelling] = self._format(spelling, policy, base, reference)
+            rows.append(row)
+        return Comparison(
+            model=name,
+            metric=base.metric,
+            unit=self.task.unit,
+            units=base.units,
+            positions=base.positions,
+            about=self.task.about or f"{base.units} {self.task.unit}s",
+            seed=self.seed,
+            rows=tuple(rows),
+            findings=judge(base, measured),
+            notes=self.task.notes,
+        )
+
+    def _format(
+        self, spelling: str, policy: Policy, base: Measured, reference: Reference | None
+    ) -> tuple[Row, Measured]:
+        start = time.perf_counter()
+        recorder = Recorder()
+        with self._converted(policy) as conversion:
+            measured = self._measure(spelling, base, reference, recorder)
+            seconds = time.perf_counter() - start
+            size = Size.converted(conversion, self.model)
+            generation = self._generation()
+        row = _row(spelling, size, Figures.of(measured, base), seconds)
+        coverage = Coverage.of(recorder.products, conversion)
+        other = self._values_unquantized(spelling, policy, base, reference)
+        row = replace(row, values_unquantized=other, generation=generation, coverage=coverage)
+        return row, measured
+
+    def _values_unquantized(
+        self, spelling: str, policy: Policy, base: Measured, reference: Reference | None
+    ) -> Figures | None:
+        """The figures with attention's product of probabilities and values left alone."""
+        if not self.task.causal or not policy.matmul.values:
+            return None
+        without = replace(policy, matmul=replace(policy.matmul, values=False))
+        with self._converted(without):
+            label = f"{spelling}, values unquantized"
+            measured = self._measure(label, base, reference, Recorder())
+        return Figures.of(measured, base)
+
+    def _measure(
+        self, label: str, base: Measured, reference: Reference | None, recorder: Recorder
+    ) -> Measured:
+        with evaluating(self.model, self.seed):
+            advance = self._advance(label)
+            measured = measure(self.model, self.task, reference, recorder, advance)
+        check_pairing(measured, base)
+        return measured
+
+    def _generation(self) -> Generation | None:
+        if self.task.generation is None:
+            return None
+        with evaluating(self.model, self.seed):
+            return self.task.generation(self.model)
+
+    @contextmanager
+    def _converted(self, policy: Policy) -> Iterator[Conversion]:
+        conversion = convert(self.model, policy, verbose=False)
+        try:
+            yield conversion
+        finally:
+            revert(self.model)
+
+    def _advance(self, label: str) -> Callable[[int], None]:
+        """Announce what runs now; the result is to be told of units done."""
+        done = 0
+
+        def advance(units: int) -> None:
+            nonlocal done
+            done += units
+            self.progress(label, done, self.task.units)
+
+        advance(0)
+        return advance
+
+
+def _row(name: str, size: Size, figures: Figures, seconds: float) -> Row:
+    return Row(name, size.bits_per_weight, size.megabytes, figures, seconds)

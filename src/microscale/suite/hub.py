@@ -1,0 +1,145 @@
+"""Hugging Face causal language models from a directory or by name, checked before loading."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from microscale.errors import MicroscaleError
+from microscale.suite.extras import require
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LanguageModel:
+    """A causal language model with its tokenizer and the longest sequence it was made for."""
+
+    name: str
+    model: nn.Module
+    tokenizer: Any  # transformers has no common public type for what AutoTokenizer gives
+    context: int
+
+
+def check_directory(folder: Path) -> None:
+    """Refuse a model directory that lacks files, naming them."""
+    if not folder.is_dir():
+        raise MicroscaleError(f"model directory {str(folder)!r} does not exist.")
+    missing = list(_missing(folder))
+    if missing:
+        raise MicroscaleError(
+            f"model directory {str(folder)!r} lacks {'; and '.join(missing)}. A Hugging Face "
+            f"model directory (save_pretrained of model and tokenizer) has all of these."
+        )
+
+
+def _missing(folder: Path) -> Iterator[str]:
+    if not (folder / "config.json").is_file():
+        yield "config.json"
+    names = [name for name in WEIGHTS if (folder / name).is_file()]
+    indices = [folder / f"{name}.index.json" for name in WEIGHTS]
+    index = next((path for path in indices if path.is_file()), None)
+    if not names and index is None:
+        yield f"weights ({' or '.join(WEIGHTS)}, or shards with their index)"
+    elif not names and index is not None:
+        shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        yield from (
+            f"{shard} (named in {index.name})" for shard in shards if not (folder / shard).is_file()
+        )
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        yield f"a tokenizer ({' or '.join(TOKENIZERS)})"
+
+
+def load_language_model(source: str, *, dtype: torch.dtype, device: torch.device) -> LanguageModel:
+    """Load the causal language model at `source`, a directory or a name of the hub.
+
+    Raises MicroscaleError if it cannot be reached, is no causal language model, or its weights do
+    not fit the architecture its configuration names (the tensors are named).
+    """
+    transformers = require("transformers", f"the language model {source!r}")
+    local = Path(source).is_dir()
+    if local:
+        check_directory(Path(source))
+    with quiet(transformers), _refused(source, local=local):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=local)
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, local_files_only=local, output_loading_info=True
+        )
+    _check_fit(source, loading)
+    return LanguageModel(source, model.to(device), tokenizer, _context(model.config))
+
+
+def _check_fit(source: str, loading: dict[str, Any]) -> None:
+    missing = sorted(str(key) for key in loading.get("missing_keys", ()))
+    wrong = sorted(str(key) for key in loading.get("mismatched_keys", ()))
+    if missing or wrong:
+        raise MicroscaleError(
+            f"model {source!r}: its weights do not fit its configuration as a causal language "
+            f"model; missing: {_some(missing)}; of another shape: {_some(wrong)}."
+        )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:4]) or "none"
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
+
+
+def _context(config: Any) -> int:
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 1:
+            return value
+    return 2048
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise MicroscaleError(
+            f"{str(path)!r} is not valid JSON ({error}); fetch it again."
+        ) from error
+    if not isinstance(content, dict):
+        raise MicroscaleError(f"{str(path)!r} holds {type(content).__name__}, not an object.")
+    return content
+
+
+@contextmanager
+def _refused(source: str, *, local: bool) -> Iterator[None]:
+    """Turn what transformers raises for a bad model into one error that says how to mend it."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if local:
+            raise MicroscaleError(
+                f"model directory {source!r} cannot be loaded as a causal language model: {reason}"
+            ) from error
+        raise MicroscaleError(
+            f"model {source!r} is neither a directory nor a model of the suite, and could not be "
+            f"had from the Hugging Face hub ({reason}). Give a directory with config.json, the "
+            f"weights and the tokenizer."
+        ) from error
+
+
+@contextmanager
+def quiet(transformers: Any) -> Iterator[None]:
+    """No progress bars and warnings of transformers: what matters of them is raised here."""
+    logging = transformers.utils.logging
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

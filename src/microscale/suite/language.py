@@ -1,0 +1,136 @@
+"""Causal language models on text: loss, perplexity, and generation with a cache.
+
+Every window is one unit. The windows are exactly as long as said (no padding), so a format's
+blocks along keys depend on the window alone, not on what shares its batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from microscale.errors import MicroscaleError
+from microscale.suite.hub import LanguageModel
+from microscale.suite.predictions import Predictions, score
+from microscale.suite.sampling import sample
+from microscale.suite.setting import Setting
+from microscale.suite.task import Generation, Task
+from microscale.suite.windows import Window, batches, documents, windows
+
+WINDOW = 512
+BATCH = 8
+GENERATED_WINDOWS = 4
+PROMPT_TOKENS = GENERATED_TOKENS = 32
+"""A whole block of keys to begin with, then one that fills token by token."""
+
+VALUES_NOTE = (
+    "Along keys a block of V spans 32 tokens, so its shared scale sees up to 31 later tokens of "
+    "the block; figures named 'values unquantized' leave the product of probabilities and "
+    "values alone."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How a text is read: the window's length, and whether only each document's first is used."""
+
+    length: int = WINDOW
+    openings: bool = False
+    limit: int | None = None
+
+
+def language_task(
+    language: LanguageModel, text: str, setting: Setting, reading: Reading, about: str
+) -> Task:
+    """The task of predicting `text`; `about` names it in the report.
+
+    `reading.limit` is the number of windows used where the setting names none.
+    """
+    length = min(reading.length, language.context)
+    every = cut(language, text, length=length, openings=reading.openings)
+    limit = setting.limit if setting.limit is not None else reading.limit
+    chosen = sample(every, limit, setting.seed)
+    tokens = sum(map(len, chosen))
+    size = setting.batch_size or BATCH
+    return Task(
+        evaluate=partial(_predict, windows=chosen, size=size, device=setting.device),
+        metric="perplexity",
+        unit="window",
+        units=len(chosen),
+        about=f"{about}: {len(chosen)} of {len(every)} windows of up to {length} tokens, {tokens} "
+        f"predicted tokens",
+        causal=True,
+        generation=partial(check_generation, windows=chosen, device=setting.device),
+        notes=(VALUES_NOTE,),
+    )
+
+
+def cut(language: LanguageModel, text: str, *, length: int, openings: bool = False) -> list[Window]:
+    """The windows of a text. `openings`: only the first of each document.
+
+    Raises MicroscaleError if the text has no two tokens to predict one from the other.
+    """
+    every: list[Window] = []
+    for document in documents(text):
+        tokens = encode(language.tokenizer, document)
+        # An opening is cut at `length` tokens, the first included, as the stories' READMEs count.
+        kept = tokens[:length] if openings else tokens
+        every.extend(windows(kept, length))
+    if not every:
+        raise MicroscaleError(
+            f"the text holds {len(text)} characters but no token that another one precedes; "
+            f"give a longer one."
+        )
+    return every
+
+
+def encode(tokenizer: Any, document: str) -> list[int]:
+    """Token ids of one document, begun with the beginning-of-sequence token if there is one."""
+    ids = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+    start = tokenizer.bos_token_id
+    return [int(i) for i in ids] if start is None else [start, *map(int, ids)]
+
+
+def check_generation(
+    model: nn.Module, *, windows: Sequence[Window], device: torch.device
+) -> Generation:
+    """Feed a few windows token by token after a prompt; compare with the full pass.
+
+    Both passes see the true tokens (teacher forcing), so a position differs only by what the
+    cached pass cannot see yet: later tokens in a shared scale.
+    """
+    longest = sorted(windows, key=len, reverse=True)[:GENERATED_WINDOWS]
+    length = min(PROMPT_TOKENS + GENERATED_TOKENS, *map(len, longest))
+    prompt = length // 2
+    ids = torch.tensor([window.inputs[:length] for window in longest], device=device)
+    targets = torch.tensor([window.targets[prompt:length] for window in longest], device=device)
+    full = _logits(model(input_ids=ids, use_cache=False))[:, prompt:]
+    cache = model(input_ids=ids[:, :prompt], use_cache=True).past_key_values
+    steps: list[Tensor] = []
+    for token in ids[:, prompt:].split(1, dim=1):
+        output = model(input_ids=token, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        steps.append(_logits(output))
+    scores = score(Predictions(torch.cat(steps, dim=1), targets), full)
+    assert scores.divergence is not None
+    assert scores.agreement is not None
+    divergence, agreement = float(scores.divergence.mean()), float(scores.agreement.mean())
+    return Generation(divergence, agreement, targets.numel())
+
+
+def _predict(
+    model: nn.Module, *, windows: Sequence[Window], size: int, device: torch.device
+) -> Iterator[Predictions]:
+    for batch in batches(windows, size):
+        ids = torch.tensor([window.inputs for window in batch], device=device)
+        targets = torch.tensor([window.targets for window in batch], device=device)
+        yield Predictions(_logits(model(input_ids=ids, use_cache=False)), targets)
+
+
+def _logits(output: Any) -> Tensor:
+    logits = output.logits
+    assert isinstance(logits, Tensor)
+    return logits

@@ -1,0 +1,192 @@
+"""The models that `microscale compare` knows by name, and how a name or path becomes one.
+
+Embedded: `minilm` and `stdlib-gpt`, both of them when no model is named. With the environment
+variable MICROSCALE_DATA: models of its folder `models/`.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from microscale.errors import MicroscaleError
+from microscale.suite.hub import check_directory, load_language_model
+from microscale.suite.language import Reading, language_task
+from microscale.suite.sentences import Docstrings, load_encoder, sentence_task
+from microscale.suite.setting import Setting
+from microscale.suite.speech import clip_task, load_ds_cnn, load_kwt
+from microscale.suite.task import Task
+from microscale.suite.windows import read_text
+
+EMBEDDED = Path(__file__).parent / "embedded"
+DATA_VARIABLE = "MICROSCALE_DATA"
+STORIES = "stories260k-llama/tinystories_validation_excerpt.txt"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """A model and its task."""
+
+    name: str
+    model: nn.Module
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A model known by name; `load` takes its folder, the setting and a text that replaces its own.
+
+    `in_data`: the folder is one of MICROSCALE_DATA's models, else one of the package's own.
+    """
+
+    name: str
+    about: str
+    load: Callable[[Path, Setting, Path | None], Subject]
+    in_data: bool = False
+    takes_text: bool = False
+
+    def folder(self) -> Path:
+        """Where its files are; MicroscaleError if they are not there."""
+        if not self.in_data:
+            return EMBEDDED
+        root = os.environ.get(DATA_VARIABLE)
+        if not root:
+            raise MicroscaleError(
+                f"model {self.name!r} ({self.about}) is not part of the package: set "
+                f"{DATA_VARIABLE} to the folder that holds models/{self.name}."
+            )
+        folder = Path(root) / "models" / self.name
+        if not folder.is_dir():
+            raise MicroscaleError(
+                f"model {self.name!r}: {DATA_VARIABLE} is {root!r}, but {str(folder)!r} does not "
+                f"exist."
+            )
+        return folder
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A model that was found and checked, but not loaded yet."""
+
+    name: str
+    load: Callable[[], Subject]
+
+
+def plan(model: str | None, text: Path | None, setting: Setting) -> list[Plan]:
+    """What to compare: the named model, or the embedded ones if None.
+
+    Everything that can be checked without loading a model is checked here: names, folders and
+    their files, the text.
+    """
+    if model is None:
+        if text is not None:
+            raise MicroscaleError(
+                f"--text {str(text)!r} without a model: name the language model that is to read it."
+            )
+        return [_plan_entry(ENTRIES[name], None, setting) for name in DEFAULT]
+    if model in ENTRIES:
+        return [_plan_entry(ENTRIES[model], text, setting)]
+    path = Path(model)
+    if path.is_dir():
+        check_directory(path)
+    else:
+        _refuse_typing_error(model)
+    if text is None:
+        raise MicroscaleError(
+            f"model {model!r} is a language model and needs a text to read: add --text FILE."
+        )
+    read_text(text)
+    return [Plan(model, partial(_language, model, setting, text, Reading(), text.name))]
+
+
+def _plan_entry(entry: Entry, text: Path | None, setting: Setting) -> Plan:
+    if text is not None and not entry.takes_text:
+        raise MicroscaleError(
+            f"model {entry.name!r} ({entry.about}) reads no text; leave out --text {str(text)!r}."
+        )
+    folder = entry.folder()
+    if text is not None:
+        read_text(text)
+    return Plan(entry.name, partial(entry.load, folder, setting, text))
+
+
+def _refuse_typing_error(model: str) -> None:
+    """Stop before the hub is asked for what is surely meant to be a path or one of our names."""
+    close = get_close_matches(model.lower(), ENTRIES, n=1, cutoff=0.7)
+    if close or model.startswith((".", "/", "~")) or model.count("/") > 1:
+        hint = f"Did you mean {close[0]}?" if close else f"Known by name: {', '.join(ENTRIES)}."
+        raise MicroscaleError(f"model {model!r} is neither a directory nor a known name. {hint}")
+
+
+def _language(source: str, setting: Setting, text: Path, reading: Reading, about: str) -> Subject:
+    language = load_language_model(source, dtype=setting.dtype, device=setting.device)
+    task = language_task(language, read_text(text), setting, reading, about)
+    return Subject(Path(source).name, language.model, task)
+
+
+def _minilm(folder: Path, setting: Setting, text: Path | None) -> Subject:
+    assert text is None
+    encoder = load_encoder(setting)
+    data = Docstrings.read(folder / "stdlib_docstrings.jsonl")
+    about = "docstrings of Python's standard library, by module"
+    return Subject("minilm", encoder.model, sentence_task(encoder, data, setting, 400, about))
+
+
+def _stdlib_gpt(folder: Path, setting: Setting, text: Path | None) -> Subject:
+    own = folder / "stdlib_excerpt.txt"
+    reading = Reading(limit=None if text else 128)
+    about = text.name if text else "source of Python's standard library, held out"
+    return _language(str(folder / "stdlib-gpt"), setting, text or own, reading, about)
+
+
+def _stories(folder: Path, setting: Setting, text: Path | None, *, context: int) -> Subject:
+    own = folder.parent / STORIES
+    if text is not None:
+        return _language(str(folder), setting, text, Reading(length=context), text.name)
+    reading = Reading(length=context, openings=True, limit=100)
+    return _language(str(folder), setting, own, reading, "TinyStories validation, story openings")
+
+
+def _kwt(folder: Path, setting: Setting, text: Path | None) -> Subject:
+    assert text is None
+    model = load_kwt(folder).to(device=setting.device, dtype=setting.dtype)
+    return Subject(folder.name, model, clip_task(folder, setting, None, "Speech Commands v2"))
+
+
+def _ds_cnn(folder: Path, setting: Setting, text: Path | None) -> Subject:
+    assert text is None
+    model = load_ds_cnn(folder).to(device=setting.device, dtype=setting.dtype)
+    return Subject(
+        f"{folder.name} DS-CNN L", model, clip_task(folder, setting, 1200, "Speech Commands v2")
+    )
+
+
+DEFAULT = ("minilm", "stdlib-gpt")
+
+ENTRIES = {
+    entry.name: entry
+    for entry in (
+        Entry("minilm", "sentence encoder all-MiniLM-L6-v2", _minilm),
+        Entry("stdlib-gpt", "small GPT of Python source", _stdlib_gpt, takes_text=True),
+        Entry(
+            "stories260k-llama",
+            "Llama of 260 K parameters, stories",
+            partial(_stories, context=512),
+            in_data=True,
+            takes_text=True,
+        ),
+        Entry(
+            "babyllama-tok105",
+            "Llama of 936 K parameters, characters of stories",
+            partial(_stories, context=256),
+            in_data=True,
+            takes_text=True,
+        ),
+        Entry("kwt1-speech-commands", "keyword transformer", _kwt, in_data=True),
+        Entry("arm-kws", "keyword DS-CNN L", _ds_cnn, in_data=True),
+    )
+}

@@ -1,0 +1,227 @@
+"""What `convert` would do with one module, found out without changing it."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils.parametrize import is_parametrized
+
+import microscale.nn as quantized
+from microscale.conversion import Entry
+from microscale.functional.product import UNSET
+from microscale.nn.site import Site
+from microscale.operands import Operand
+from microscale.policy import Policy
+from microscale.scope import scoped
+from microscale.tensor import BlockTensor
+
+SWAPS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: quantized.Linear,
+    NonDynamicallyQuantizableLinear: quantized.Linear,
+    nn.Conv1d: quantized.Conv1d,
+    nn.Conv2d: quantized.Conv2d,
+    nn.MultiheadAttention: quantized.MultiheadAttention,
+    nn.LSTM: quantized.LSTM,
+    nn.Embedding: quantized.Embedding,
+}
+"""Exactly these classes become the others."""
+
+UNSUPPORTED: tuple[type[nn.Module], ...] = (
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Bilinear,
+    nn.EmbeddingBag,
+    nn.RNN,
+    nn.GRU,
+    nn.RNNCell,
+    nn.LSTMCell,
+    nn.GRUCell,
+)
+"""Modules of PyTorch with products that this version does not quantize."""
+
+FUSED: tuple[type[nn.Module], ...] = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
+"""Modules with a fused fast path, which PyTorch does not take inside a scope."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is to become of a module: its site, its new class if any, its entry if it gets one."""
+
+    module: nn.Module
+    site: Site
+    target: type[nn.Module] | None = None
+    entry: Entry | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A weight of a module: its name there, how it is cast, and along which axis."""
+
+    name: str
+    parameter: Tensor
+    operand: Operand | None
+    axis: int
+
+    @property
+    def length(self) -> int:
+        """Number of values along the axis."""
+        return self.parameter.shape[self.axis]
+
+    @property
+    def bits(self) -> int:
+        """Bits of the packed weight, without padding where its rows are shorter than a block.
+
+        A weight that is not cast takes the bits of its type.
+        """
+        if isinstance(self.parameter, BlockTensor):
+            return self.parameter.storage_bytes * 8
+        if self.operand is None:
+            return self.parameter.nbytes * 8
+        fmt = self.operand.format
+        if isinstance(fmt.block, int) and self.length < fmt.block:
+            # Padding rows this short to blocks would multiply the size of a depthwise weight.
+            count = self.parameter.numel()
+            return count * fmt.element.bits + count // max(self.length, 1) * fmt.scale.bits
+        return fmt.storage_bits(tuple(self.parameter.shape), self.axis)
+
+
+def examine(name: str, module: nn.Module, policy: Policy) -> Finding | None:
+    """Find out what becomes of a module; None if it has nothing to do with products."""
+    if not _may_multiply(module):
+        return None
+    kind = type(module)
+    ignored = "ignored by the policy" if policy.ignores(name) else ""
+    site = Site(name, _policy_at(name, module, policy), kind, ignored)
+    known = _holds_products(module)
+    if refusal := _refusal(module):
+        return Finding(module, site, entry=Entry(name, kind.__name__, "left", refusal))
+    if known and not ignored:
+        site = replace(site, reason=_unsupported(module) or _unset(module, site.policy))
+    target = scoped(kind) if site.reason else SWAPS.get(kind) or scoped(kind)
+    return Finding(module, site, target, _entry(module, site) if known else None)
+
+
+def weights(module: nn.Module, policy: Policy) -> Iterator[Weight]:
+    """Each weight that is a factor of the module's products, with the cast that it gets."""
+    operand = policy.forward.weight
+    if isinstance(module, nn.Embedding):
+        yield Weight("weight", module.weight, policy.storage, 1)
+    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+        yield Weight("weight", module.weight, operand, 1)
+    elif _is_hugging_face_conv1d(module):
+        yield Weight("weight", module.get_parameter("weight"), operand, 0)
+    elif isinstance(module, (nn.MultiheadAttention, nn.LSTM)):
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() == 2:
+                yield Weight(name, parameter, operand, 1)
+
+
+def _may_multiply(module: nn.Module) -> bool:
+    """Whether a module's own forward may hold products: PyTorch's own are known, others may."""
+    kind = type(module)
+    if kind in SWAPS or kind in UNSUPPORTED or kind in FUSED:
+        return True
+    product_free = kind.__module__.startswith("torch.") and not is_parametrized(module)
+    return not product_free and kind.forward is not nn.Module.forward
+
+
+def _holds_products(module: nn.Module) -> bool:
+    known = (*SWAPS, *UNSUPPORTED)
+    return isinstance(module, known) or type(module) in FUSED or _is_hugging_face_conv1d(module)
+
+
+def _is_hugging_face_conv1d(module: nn.Module) -> bool:
+    """Whether this is GPT-2's linear layer with a transposed weight (not a convolution)."""
+    home = sys.modules.get("transformers.pytorch_utils")
+    return home is not None and isinstance(module, home.Conv1D)
+
+
+def _policy_at(name: str, module: nn.Module, policy: Policy) -> Policy:
+    """The policy of one module, as its kind understands it."""
+    policy = policy.at(name)
+    operand = policy.forward.weight
+    convolves = isinstance(module, (nn.Conv1d, nn.Conv2d))
+    if operand is None or operand.format.block != "token" or not convolves:
+        return policy
+    # What one token is to an activation, one output channel is to a convolution's weight.
+    channel = replace(operand, format=replace(operand.format, block="channel"))
+    return replace(policy, forward=replace(policy.forward, weight=channel))
+
+
+def _refusal(module: nn.Module) -> str:
+    """Why a module's class cannot be swapped at all, or ""."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "TorchScript cannot be looked into"
+    if "forward" in module.__dict__:
+        return "its forward is replaced on the instance; convert before that is done"
+    try:
+        scoped(type(module))
+    except TypeError as error:
+        return f"its class cannot be subclassed: {error}"
+    return ""
+
+
+def _unsupported(module: nn.Module) -> str:
+    for kind in UNSUPPORTED:
+        if isinstance(module, kind):
+            return f"{kind.__name__} is not quantized in this version"
+    if isinstance(module, nn.LSTM) and type(module) is not nn.LSTM:
+        return "a subclass of LSTM runs PyTorch's own loop"
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return "max_norm rescales the table while it is read"
+    return ""
+
+
+def _unset(module: nn.Module, policy: Policy) -> str:
+    """Whether the policy leaves everything in a module in the wider type."""
+    return "" if any(_operands(module, policy).values()) or type(module) in FUSED else UNSET
+
+
+def _operands(module: nn.Module, policy: Policy) -> dict[str, Operand | None]:
+    """The operands of a module's own products by role."""
+    if type(module) in FUSED:
+        return {}
+    if isinstance(module, nn.Embedding):
+        return {"table": policy.storage}
+    roles = {"weight": policy.forward.weight, "input": policy.forward.input}
+    if isinstance(module, nn.MultiheadAttention):
+        matmul = policy.matmul
+        if matmul.scores:
+            roles |= {"query": matmul.left, "key": matmul.right}
+        if matmul.values:
+            roles |= {"probabilities": matmul.left, "value": matmul.right}
+    return roles
+
+
+def _entry(module: nn.Module, site: Site) -> Entry:
+    kind = SWAPS.get(type(module), type(module)).__name__
+    if site.reason:
+        return Entry(site.name, kind, "left", site.reason)
+    found = list(weights(module, site.policy))
+    return Entry(
+        site.name,
+        kind,
+        "quantized",
+        formats={role: str(op) for role, op in _operands(module, site.policy).items() if op},
+        weights=sum(weight.parameter.numel() for weight in found),
+        weight_bits=sum(weight.bits for weight in found),
+        notes=tuple(_notes(module, found)),
+    )
+
+
+def _notes(module: nn.Module, found: list[Weight]) -> Iterator[str]:
+    if isinstance(module, (*FUSED, nn.MultiheadAttention)):
+        yield "fused fast path off"
+    if type(module) not in SWAPS and type(module) not in FUSED:
+        yield "as its forward calls them"
+    blocks = {(w.length, w.operand.format.block) for w in found if w.operand}
+    for length, block in sorted(blocks, key=str):
+        if isinstance(block, int) and length < block:
+            yield f"blocks of {length}"
+        elif isinstance(block, int) and length % block:
+            yield f"last block of {length % block}"

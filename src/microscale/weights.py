@@ -1,0 +1,119 @@
+"""Operands as values: activations are cast at every call, weights once and again when they change.
+
+A cast weight is kept beside the parameter for as long as that lives, in the parameter's own type,
+so it doubles the memory of the weights. A parameter counts as changed when its version counter
+moved (every in-place operation that PyTorch tracks: optimizers, `copy_`, `load_state_dict`), when
+its memory or type is another (`.to`, `.data = ...`), or when a gradient has flowed to it (an
+optimizer's turn is next, and some leave the counter alone).
+
+One thing is not seen: writing into the memory of a parameter through `.data`, NumPy or another
+alias without a backward pass before it. Call `forget(model.parameters())` after that.
+
+Compiled code casts weights at every call, since it cannot know when they change.
+"""
+
+from collections.abc import Callable, Iterable, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from microscale.cast import cast
+from microscale.operands import Operand
+
+_Place = tuple[Operand, int, torch.Size, tuple[int, ...], int]
+_Stamp = tuple[int, int, torch.dtype]
+
+_VIEWS = 16
+"""Casts kept of one parameter and its views: code that cuts ever new ones must not fill memory."""
+
+_kept: MutableMapping[Tensor, dict[_Place, tuple[_Stamp, Tensor]]] = WeakTensorKeyDictionary()
+
+
+def is_weight(x: Tensor) -> bool:
+    """Whether `x` is a parameter or a view of one; other operands of products are activations."""
+    return isinstance(x, Parameter) or isinstance(owner(x), Parameter)
+
+
+def owner(x: Tensor) -> Tensor:
+    """Return the tensor that `x` is a view of, or `x` itself."""
+    base: Tensor | None = x._base  # noqa: SLF001  (torch has no other way to ask)
+    return x if base is None else base
+
+
+def cast_operand(x: Tensor, operand: Operand | None, axis: int) -> Tensor:
+    """Cast `x` along `axis` as `operand` says, straight-through; None leaves it as it is."""
+    if operand is None:
+        return x
+    return cast(
+        x,
+        operand.format,
+        axis,
+        rounding=operand.rounding,
+        overflow=operand.overflow,
+        nonfinite=operand.nonfinite,
+        flush_subnormals=operand.flush_subnormals,
+    )
+
+
+def cast_weight(weight: Tensor, operand: Operand | None, axis: int) -> Tensor:
+    """Cast a weight as `cast_operand` does, once for each state of its parameter."""
+    if operand is None:
+        return weight
+    if torch.compiler.is_compiling():
+        return cast_operand(weight, operand, axis)
+    parameter = owner(weight)
+    if type(parameter) is not Parameter or parameter.is_inference():
+        return cast_operand(weight, operand, axis)
+    value = _keep(parameter, weight, operand, axis)
+    if weight.requires_grad and torch.is_grad_enabled():
+        return _straight_through(weight, value, lambda: forget([parameter]))
+    return value
+
+
+def forget(weights: Iterable[Tensor]) -> None:
+    """Drop what is kept for these parameters; they are cast again at their next use."""
+    for weight in weights:
+        _kept.pop(weight, None)
+
+
+def _keep(parameter: Tensor, weight: Tensor, operand: Operand, axis: int) -> Tensor:
+    casts = _kept.get(parameter)
+    if casts is None:
+        _kept[parameter] = casts = {}
+    place = (operand, axis, weight.shape, weight.stride(), int(weight.storage_offset()))
+    stamp = (weight._version, weight.data_ptr(), weight.dtype)  # noqa: SLF001  (autograd's own counter)
+    found = casts.get(place)
+    if found is not None and found[0] == stamp:
+        return found[1]
+    if len(casts) >= _VIEWS:
+        casts.clear()
+    # A tensor made in inference mode could not take part in training later.
+    with torch.inference_mode(mode=False), torch.no_grad():
+        value = cast_operand(weight.detach(), operand, axis)
+    casts[place] = (stamp, value)
+    return value
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The kept value, with the gradient of the weight; a gradient makes it forgotten."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, value: Tensor, forgetting: Callable[[], None]) -> Tensor:  # noqa: ARG004
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        ctx.forgetting = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        ctx.forgetting()
+        return grad, None, None
+
+
+_straight_through: Callable[[Tensor, Tensor, Callable[[], None]], Tensor] = _StraightThrough.apply

@@ -1,0 +1,74 @@
+"""Tiny models for tests of the suite: a classifier, and a causal language model with a tokenizer."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from microscale.suite.predictions import Predictions
+from microscale.suite.task import Evaluate
+
+TEXT = "the cat sat on the mat and the dog ran off with the hat of the man in the fog " * 8
+
+
+class Classifier(nn.Module):
+    """Two layers with random weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first = nn.Linear(32, 48)
+        self.second = nn.Linear(48, 5)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.3, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.second(torch.relu(self.first(x)))
+        return out
+
+
+def data(units: int = 60) -> tuple[Tensor, Tensor]:
+    """Inputs, and as targets what the classifier says of them with some noise."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(units, 32, generator=generator)
+    with torch.no_grad():
+        logits = Classifier()(inputs)
+    noise = torch.randn(logits.shape, generator=generator)
+    return inputs, (logits + 0.5 * noise).argmax(-1)
+
+
+def evaluation(batch: int = 16, units: int = 60) -> Evaluate:
+    """Evaluate a classifier batch by batch."""
+    inputs, targets = data(units)
+
+    def evaluate(model: nn.Module) -> list[Predictions]:
+        rows = [slice(i, i + batch) for i in range(0, units, batch)]
+        return [Predictions(model(inputs[row]), targets[row]) for row in rows]
+
+    return evaluate
+
+
+def save_language_model(folder: Path) -> Path:
+    """Save a random GPT-2 of two layers and its tokenizer of words in Hugging Face's format."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    words = sorted(set(TEXT.split()))
+    vocabulary = {word: number for number, word in enumerate(["<s>", "<unk>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(vocabulary),
+        n_positions=64,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
