@@ -74,20 +74,17 @@ class Weight:
 
     @property
     def bits(self) -> int:
-        """Bits of the packed weight, without padding where its rows are shorter than a block.
+        """Bits of the weight as it is stored: packed, unless that takes more room.
 
-        A weight that is not cast takes the bits of its type.
+        Blocks are padded when they are packed, which would multiply the size of depthwise kernels,
+        whose blocks hold one value: these are stored as they are.
         """
         if isinstance(self.parameter, BlockTensor):
             return self.parameter.storage_bytes * 8
+        plain = self.parameter.nbytes * 8
         if self.operand is None:
-            return self.parameter.nbytes * 8
-        fmt = self.operand.format
-        if isinstance(fmt.block, int) and self.length < fmt.block:
-            # Padding rows this short to blocks would multiply the size of a depthwise weight.
-            count = self.parameter.numel()
-            return count * fmt.element.bits + count // max(self.length, 1) * fmt.scale.bits
-        return fmt.storage_bits(tuple(self.parameter.shape), self.axis)
+            return plain
+        return min(plain, self.operand.format.storage_bits(tuple(self.parameter.shape), self.axis))
 
 
 def examine(name: str, module: nn.Module, policy: Policy) -> Finding | None:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from microscale.checkpoint.header import DTYPES, KEY, PARTS, Header, Packed, read_header
-from microscale.convert import convert, packing, policy_of
+from microscale.checkpoint.state import packed_weights, policy_of
+from microscale.convert import convert
 from microscale.errors import MicroscaleError
 from microscale.files import check_output
 from microscale.policy import Policy
+from microscale.survey import Weight
 from microscale.tensor import BlockTensor, quantize
 
 Tensors = dict[str, Tensor]
@@ -79,15 +81,27 @@ def load(path: str | Path, model: nn.Module | None = None, *, device: str = "cpu
 
 def _packed_state(model: nn.Module) -> tuple[Tensors, dict[str, str], Policy | None]:
     state = model.state_dict()
-    operands = packing(model)
-    kinds = {name: operands.get(name) for name in state}
+    weights = packed_weights(model)
+    kinds = {name: (weight.operand, weight.axis) for name, weight in weights.items()}
     tensors, aliases = _without_aliases(state, kinds)
-    for name, x in tensors.items():
-        packed = operands.get(name)
-        if packed is not None and not isinstance(x, BlockTensor):
-            operand, axis = packed
-            tensors[name] = quantize(x, operand.format, axis, **operand.laws)
+    for name in weights.keys() & tensors.keys():
+        tensors[name] = _quantized(tensors[name], weights[name])
     return tensors, aliases, policy_of(model)
+
+
+def _quantized(x: Tensor, weight: Weight) -> Tensor:
+    operand = weight.operand
+    if operand is None or isinstance(x, BlockTensor):
+        return x
+    return quantize(
+        x,
+        operand.format,
+        weight.axis,
+        rounding=operand.rounding,
+        overflow=operand.overflow,
+        nonfinite=operand.nonfinite,
+        flush_subnormals=operand.flush_subnormals,
+    )
 
 
 def _without_aliases(

@@ -50,12 +50,16 @@ UNSET = "the policy leaves both operands in the wider type"
 
 def cast_right(weight: Tensor, operand: Operand | None, axis: int) -> Tensor:
     """Cast a weight by its role, whatever it is; a packed tensor is one already."""
-    return weight if isinstance(weight, BlockTensor) else cast_weight(weight, operand, axis)
+    return (
+        weight.dequantize()
+        if isinstance(weight, BlockTensor)
+        else cast_weight(weight, operand, axis)
+    )
 
 
 def _cast(x: Tensor, operand: Operand | None, axis: int) -> Tensor:
     if isinstance(x, BlockTensor):
-        return x
+        return x.dequantize()
     return cast_weight(x, operand, axis) if is_weight(x) else cast_operand(x, operand, axis)
 
 
