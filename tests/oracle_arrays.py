@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 
 import oracle
-from oracle import DTYPES, Element, Format, Options
+from oracle import Format, Options
+from oracle_numbers import DTYPES, Element
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -47,7 +48,7 @@ class Grid:
             tie = (place < last) & (self.middles[np.minimum(place, last - 1)] == magnitude)
             odd = place % 2 == 1
             if self.element.mantissa_bits == 0 and not self.element.integer:
-                odd = place > 0  # no nonzero significand is even (see oracle.tie_goes_up)
+                odd = place > 0  # no nonzero significand is even (see tie_goes_up)
             place = np.where(tie & odd, place + 1, place)
         return place
 
@@ -113,11 +114,11 @@ def flushed(x: Floats, mode: str) -> Floats:
 
 def poisoned(x: Floats, element: Element, options: Options) -> Bools:
     """Rows whose scale becomes NaN."""
+    has_nan = np.isnan(x).any(axis=1)
+    bad = has_nan & (not element.has_nan)
     if options.nonfinite == "block":
-        bad = ~np.isfinite(x)
-    else:
-        bad = np.isnan(x) & (not element.has_nan)
-    return np.asarray(bad.any(axis=1), np.bool_)
+        bad = has_nan | np.isinf(x).any(axis=1)
+    return np.asarray(bad, np.bool_)
 
 
 def _elements(x: Floats, quotient: Floats, element: Element, options: Options) -> Floats:
@@ -152,7 +153,7 @@ def cast_rows_real(x: Floats, fmt: Format, options: Options, *, compute: str) ->
     zeroed = (scale[:, None] == 0) & np.isfinite(x)  # a scale that underflowed to 0
     quotient = np.where(zeroed, np.copysign(0.0, x), quotient)
     coded = _elements(x, quotient, fmt.element, options)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         product = (coded.astype(kind) * scale.astype(kind)[:, None]).astype(np.float64)
     values = np.where(np.isfinite(coded), product, coded)
     return Cast(np.where(bad[:, None], np.nan, values), np.where(bad, np.nan, scale))
@@ -167,7 +168,7 @@ def cast_two_level(x: Floats, fmt: Format, options: Options, *, compute: str) ->
     assert fmt.scale.binary is not None
     largest = float(fmt.element.largest)
     whole = float(amax.max(initial=0)) / (float(fmt.scale.binary.largest) * largest)
-    outer = kind(round_output(np.array(whole), "float32"))
+    outer = kind(min(float(round_output(np.array(whole), "float32")), float(np.finfo("f4").max)))
     outer = outer if amax.any() else kind(1)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         scale = (amax / kind(largest) / outer).astype(np.float64)

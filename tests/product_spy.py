@@ -74,7 +74,7 @@ class ProductSpy(TorchDispatchMode):
     """Lists every product that runs inside: `with ProductSpy() as spy: layer(x)`."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[Seen] = []
 
     def __torch_dispatch__(
@@ -82,12 +82,12 @@ class ProductSpy(TorchDispatchMode):
     ) -> Any:
         """Run the operator and note it if it is a product."""
         result = func(*args, **(kwargs or {}))
-        name = str(func)
-        if func in (aten.mm.default, aten.bmm.default):
+        name, packet = str(func), func.overloadpacket
+        if packet in (aten.mm, aten.bmm):
             self.seen.append(Seen(name, args[0], args[1], None, result))
-        elif func in (aten.addmm.default, aten.baddbmm.default):
+        elif packet in (aten.addmm, aten.baddbmm, aten.addmm_, aten.baddbmm_):
             self.seen.append(Seen(name, args[1], args[2], args[0], result))
-        elif func is aten.convolution.default:
+        elif packet is aten.convolution:
             self.seen.append(Seen(name, args[0], args[1], args[2], result, tuple(args[3:])))
         return result
 

@@ -1,14 +1,11 @@
-"""`cast` on tensors: axes, layouts, types, options, gradients, compilation, bad input.
+"""`cast` on tensors: axes, layouts, types, options.
 
 Which bits come out is settled in test_cast_exhaustive.py; here the whole verb is held against the
 exact oracle on small tensors of every shape.
 """
 
 import math
-import shutil
 import warnings
-from collections.abc import Callable
-from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -23,23 +20,12 @@ from microscale.formats import MXFP4, get_block_format
 from microscale.tensor import quantize
 from oracle import MX, VARIETY, Options
 from oracle_arrays import TORCH, assert_same, cast_tensor, to_numpy
+from oracle_numbers import DTYPES as FLOAT_TYPES
+from samples import DTYPES, awkward, sample
 
-Cast = Callable[[torch.Tensor], torch.Tensor]
-
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 SHAPES = [(5,), (32,), (33,), (3, 40), (2, 3, 35), (4, 1, 7), (1,), (1, 1), (2, 2, 2, 17)]
 
 by_variety = pytest.mark.parametrize("name", sorted(VARIETY))
-
-
-def sample(
-    shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0
-) -> torch.Tensor:
-    """Normal values of many magnitudes."""
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(shape, generator=generator, dtype=torch.float64)
-    powers = torch.randint(-6, 7, shape, generator=generator, dtype=torch.float64)
-    return (values * torch.exp2(powers)).to(dtype)
 
 
 # ---------------------------------------------------------------- axes, shapes, layouts, types
@@ -74,17 +60,17 @@ def test_every_output_type(name: str, dtype: torch.dtype, wanted: torch.dtype) -
 
 
 def strided() -> list[tuple[str, torch.Tensor]]:
-    base = sample((6, 8, 40), seed=3)
+    base = sample((3, 5, 36), seed=3)
     return [
         ("transposed", base.transpose(0, 2)),
         ("permuted", base.permute(1, 2, 0)),
-        ("sliced", base[1:5, ::3, 2:37]),
+        ("sliced", base[1:3, ::3, 2:35]),
         ("stepped", base[:, :, ::2]),
         ("expanded", sample((1, 35), seed=4).expand(5, 35)),
         ("expanded along the axis", sample((5, 1), seed=4).expand(5, 35)),
         ("broadcast scalar", torch.tensor(1.3).expand(4, 33)),
         ("unfolded", sample((50,), seed=5).unfold(0, 33, 3)),
-        ("channels last", sample((2, 33, 4, 4), seed=6).to(memory_format=torch.channels_last)),
+        ("channels last", sample((1, 33, 3, 2), seed=6).to(memory_format=torch.channels_last)),
         ("offset", sample((100,), seed=7)[13:80]),
     ]
 
@@ -240,7 +226,7 @@ def test_out_takes_no_gradient() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_float64_products_are_rounded_once(dtype: torch.dtype) -> None:
     # k x scale = 127 x s / 64 with a float32 scale s: 31 bits, one above a midpoint of `dtype`.
-    precision = oracle.DTYPES[str(dtype).removeprefix("torch.")].precision
+    precision = FLOAT_TYPES[str(dtype).removeprefix("torch.")].precision
     shift = 30 - precision
     middles = range(2**precision + 1, 2 ** (precision + 1), 2)
     middle = next(m for m in middles if (m * 2**shift + 1) % 127 == 0 and m % 4 == 1)
@@ -270,12 +256,7 @@ def test_float16_becomes_what_ieee_rounding_makes_of_it() -> None:
 def test_every_option_with_awkward_values(
     name: str, rounding: str, nonfinite: str, flush: str
 ) -> None:
-    special = [math.nan, math.inf, -math.inf, 0.0, -0.0, 2.0**-149, -(2.0**-127), 3.4028234e38]
-    x = sample((12, 18), seed=11)
-    x[1:9, 3] = torch.tensor(special)
-    x[9] = torch.tensor([2.0**-149, -(2.0**-130), 0.0] * 6)
-    x[10] = math.inf
-    x[11] = -0.0
+    x = awkward()
     element = VARIETY[name].element
     for overflow in ("saturate", "nonfinite") if element.has_nan else ("saturate",):
         options = Options(rounding, overflow, nonfinite, flush)
@@ -425,238 +406,10 @@ def test_any_tensor_any_format_any_option(x: torch.Tensor, data: st.DataObject) 
     assert_same(values, cast_tensor(x, fmt, axis, options, out), x)
 
 
-# ---------------------------------------------------------------- gradients
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "int8-tensor"])
-def test_the_gradient_is_the_identity(name: str, dtype: torch.dtype) -> None:
-    x = sample((3, 40), dtype).requires_grad_()
-    upstream = sample((3, 40), dtype, seed=1)
-    values = cast(x, name, 0)
-    values.backward(upstream)
-    assert x.grad is not None
-    assert x.grad.dtype == dtype
-    assert torch.equal(x.grad, upstream)
-
-
-def test_the_gradient_returns_in_the_inputs_type() -> None:
-    x = sample((2, 40)).requires_grad_()
-    upstream = torch.ones(2, 40, dtype=torch.float64)
-    cast(x, "mxfp4", dtype=torch.float64).backward(upstream)
-    assert x.grad is not None
-    assert x.grad.dtype == torch.float32
-
-
-def largest_values(x: torch.Tensor, name: str) -> torch.Tensor:
-    """For each value of a matrix the largest value that its block could have stored."""
-    packed = quantize(x, name)
-    largest, scale = packed.format.element.largest, packed.format.scale.name
-    scales = packed.scales.float()
-    if scale == "e8m0":
-        scales = torch.exp2(scales - 127)
-    if scale == "e4m3":
-        scales = torch.tensor(oracle.ELEMENTS["e4m3"].values)[packed.scales.long()]
-    limit = scales * largest
-    if packed.tensor_scale.numel():
-        limit = limit * packed.tensor_scale
-    block = packed.format.block if isinstance(packed.format.block, int) else x.shape[1]
-    return limit.repeat_interleave(block, dim=1)[:, : x.shape[1]]
-
-
-@pytest.mark.parametrize("name", ["mxfp4", "mxfp8_e4m3", "mxint8", "nvfp4", "int8-token"])
-def test_the_clipped_gradient_is_zero_beyond_the_largest_value(name: str) -> None:
-    x = sample((6, 40), seed=13)
-    x[:, 5] = torch.tensor([1.999, 3.99, -7.8, 63.9, -127.7, 255.5])
-    inside = x.abs() <= largest_values(x, name)
-    assert 0 < inside.sum() < x.numel() or name == "int8-token"
-    x.requires_grad_()
-    values = cast(x, name, gradient="clipped")
-    assert torch.equal(values, cast(x.detach(), name))
-    values.backward(torch.full((6, 40), 3.0))
-    assert x.grad is not None
-    assert torch.equal(x.grad, torch.where(inside, 3.0, 0.0))
-
-
-def test_the_clipped_gradient_stops_at_nan() -> None:
-    x = torch.tensor([[1.0, math.nan], [1.0, 2.0]], requires_grad=True)
-    cast(x, "mxfp4", gradient="clipped").sum().backward()
-    assert x.grad is not None
-    assert x.grad.tolist() == [[0.0, 0.0], [1.0, 1.0]]
-
-
-def test_the_gradient_passes_through_views_of_a_parameter() -> None:
-    weight = torch.nn.Parameter(sample((4, 40)))
-    (cast(weight.t(), "mxfp4", 0) * 2).sum().backward()
-    assert weight.grad is not None
-    assert torch.equal(weight.grad, torch.full((4, 40), 2.0))
-
-
-def test_a_cast_of_no_gradient_needs_none() -> None:
-    assert not cast(sample((2, 32)), "mxfp4").requires_grad
-    with torch.no_grad():
-        assert not cast(sample((2, 32)).requires_grad_(), "mxfp4").requires_grad
-
-
-# ---------------------------------------------------------------- torch.library, compile, autocast
-
-SPELLED = "even saturate block off"
-OPS = torch.ops.microscale
-
-
-@pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "int8-channel", "e3m2-5"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_opcheck_accepts_every_operator(name: str, dtype: torch.dtype) -> None:
-    x = sample((3, 40), dtype)
-    torch.library.opcheck(OPS.cast.default, (x, name, 1, SPELLED, torch.float32))
-    torch.library.opcheck(OPS.cast.default, (x.clone().requires_grad_(), name, 0, SPELLED, dtype))
-    torch.library.opcheck(OPS.in_range.default, (x, name, 0, SPELLED))
-    torch.library.opcheck(OPS.quantize.default, (x.t(), name, 0, SPELLED))
-    stored = list(quantize(x, name, 1).stored)
-    compute = torch.float64 if dtype is torch.float64 else torch.float32
-    torch.library.opcheck(OPS.dequantize.default, (stored, name, 1, compute, 40, dtype))
-
-
-def test_opcheck_accepts_empty_and_zero_dimensional_tensors() -> None:
-    for x in (torch.empty(0, 3), torch.empty(3, 0), torch.tensor(1.5)):
-        for name in ("mxfp4", "nvfp4", "int8-tensor"):
-            torch.library.opcheck(OPS.cast.default, (x, name, 0, SPELLED, torch.float32))
-            torch.library.opcheck(OPS.quantize.default, (x, name, 0, SPELLED))
-
-
-def compiled(function: Cast, backend: str, *, dynamic: bool) -> Cast:
-    torch._dynamo.reset()
-    wrapped: Cast = torch.compile(function, backend=backend, fullgraph=True, dynamic=dynamic)
-    return wrapped
-
-
-@pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "int8-channel", "mxfp8_e4m3-rceil"])
-def test_a_compiled_cast_gives_the_same_bits(name: str) -> None:
-    def function(x: torch.Tensor) -> torch.Tensor:
-        return cast(x * 2, name, 0, rounding="away") + 1
-
-    run = compiled(function, "aot_eager", dynamic=True)
-    for shape in ((3, 40), (5, 33), (64, 2), (7, 7)):
-        x = sample(shape, seed=sum(shape))
-        assert_same(run(x), to_numpy(function(x)))
-
-
-def test_a_compiled_cast_has_its_gradient() -> None:
-    def function(x: torch.Tensor) -> torch.Tensor:
-        return (cast(x, "mxfp4", gradient="clipped") * 3).sum()
-
-    run = compiled(function, "aot_eager", dynamic=True)
-    for shape in ((2, 40), (3, 33)):
-        x = sample(shape, seed=1).requires_grad_()
-        y = x.detach().clone().requires_grad_()
-        run(x).backward()
-        function(y).backward()
-        assert x.grad is not None
-        assert y.grad is not None
-        assert torch.equal(x.grad, y.grad)
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_cast_compiled_by_inductor_gives_the_same_bits() -> None:
-    def function(x: torch.Tensor) -> torch.Tensor:
-        return cast(x + 1, "mxfp6_e3m2")
-
-    run = compiled(function, "inductor", dynamic=True)
-    for shape in ((3, 40), (5, 33)):
-        x = sample(shape)
-        assert_same(run(x), to_numpy(function(x)))
-
-
-def test_a_compiled_call_refuses_what_an_eager_one_refuses() -> None:
-    run = compiled(lambda x: cast(x, "mxfp4", 5), "aot_eager", dynamic=False)
-    with pytest.raises(Exception, match="axis 5 does not exist"):
-        run(sample((2, 32)))
-
-
-def test_autocast_changes_nothing() -> None:
-    x = sample((3, 40))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        values = cast(x, "mxfp4")
-        product = torch.nn.functional.linear(values, values)
-    assert values.dtype == torch.float32
-    assert torch.equal(values, cast(x, "mxfp4"))
-    assert product.dtype == torch.bfloat16
-
-
-def test_vmap_free_batches_agree_with_single_rows() -> None:
+def test_batches_agree_with_single_rows() -> None:
     x = sample((5, 70), seed=14)
     rows = torch.stack([cast(row, "mxfp4") for row in x])
     assert torch.equal(cast(x, "mxfp4"), rows)
-
-
-# ---------------------------------------------------------------- bad input
-
-X = torch.ones(2, 32)
-REFUSED: list[tuple[str, Any, Any, dict[str, Any]]] = [
-    # message, x, format, keywords
-    (r"x has dtype torch\.int64.*x\.float\(\)", torch.ones(2, dtype=torch.int64), "mxfp4", {}),
-    (r"x has dtype torch\.complex64", torch.ones(2, dtype=torch.complex64), "mxfp4", {}),
-    (r"x has dtype torch\.bool", torch.ones(2, dtype=torch.bool), "mxfp4", {}),
-    ("x has dtype int32", np.ones(3, np.int32), "mxfp4", {}),
-    ("x has dtype complex128", np.ones(3, np.complex128), "mxfp4", {}),
-    ("x is a list; give a torch tensor or a NumPy array", [1.0], "mxfp4", {}),
-    ("x is a float", 1.0, "mxfp4", {}),
-    (r"x has layout torch\.sparse_coo.*to_dense", X.to_sparse(), "mxfp4", {}),
-    (r"axis 2 does not exist in a tensor of 2 dim.*use -2 to 1", X, "mxfp4", {"axis": 2}),
-    ("axis -3 does not exist", X, "mxfp4", {"axis": -3}),
-    ("axis 1 does not exist", torch.tensor(1.0), "mxfp4", {"axis": 1}),
-    (r"axis 1\.0 is not an integer", X, "mxfp4", {"axis": 1.0}),
-    ("axis True is not an integer", X, "mxfp4", {"axis": True}),
-    (r"'mxfp5' is not known\. Did you mean .*mxfp4", X, "mxfp5", {}),
-    ("block size 0 is not positive", X, "mxfp4-0", {}),
-    ("e4m3 is an element format, without a scale", X, "e4m3", {}),
-    ("None is neither a spelling nor a format", X, None, {}),
-    (r"fp4_e2m1-32x32: tiles of \(32, 32\) cannot be cast", X, "mxfp4-32x32", {}),
-    (r"rounding='evne' is not known\. Did you mean even", X, "mxfp4", {"rounding": "evne"}),
-    ("rounding='stochastic' is not known", X, "mxfp4", {"rounding": "stochastic"}),
-    (r"overflow='sat' is not known\. Did you mean sat", X, "mxfp4", {"overflow": "sat"}),
-    ("overflow='nonfinite' needs .* and e2m1 has neither", X, "mxfp4", {"overflow": "nonfinite"}),
-    ("overflow='nonfinite' needs .* and int8 has neither", X, "mxint8", {"overflow": "nonfinite"}),
-    ("nonfinite='skip' is not known", X, "mxfp4", {"nonfinite": "skip"}),
-    ("flush_subnormals='on' is not known", X, "mxfp4", {"flush_subnormals": "on"}),
-    ("flush_subnormals=True is not known", X, "mxfp4", {"flush_subnormals": True}),
-    ("gradient='none' is not known", X, "mxfp4", {"gradient": "none"}),
-    (r"dtype torch\.int8 is not one of", X, "mxfp4", {"dtype": torch.int8}),
-    (
-        r"out is torch\.float32 of shape \(2, 31\).*\(2, 32\)",
-        X,
-        "mxfp4",
-        {"out": torch.ones(2, 31)},
-    ),
-    (r"out is torch\.int32", X, "mxfp4", {"out": torch.ones(2, 32, dtype=torch.int32)}),
-    (
-        "float64 and out of dtype .* disagree",
-        X,
-        "mxfp4",
-        {"dtype": torch.float64, "out": X.clone()},
-    ),
-    ("out is a list", X, "mxfp4", {"out": [1.0]}),
-    ("does not support a BlockTensor", quantize(X, "mxfp4"), "mxfp4", {}),
-]
-
-
-@pytest.mark.parametrize(
-    ("message", "x", "fmt", "keywords"), REFUSED, ids=[message for message, *_ in REFUSED]
-)
-def test_bad_input_is_refused(message: str, x: Any, fmt: str, keywords: dict[str, Any]) -> None:
-    with pytest.raises(MicroscaleError, match=message):
-        cast(x, fmt, **keywords)
-    if not {"dtype", "out", "gradient"} & keywords.keys():
-        with pytest.raises(MicroscaleError, match=message):
-            quantize(x, fmt, **keywords)
-
-
-def test_refusals_write_nothing() -> None:
-    out = torch.full((2, 32), 5.0)
-    with pytest.raises(MicroscaleError):
-        cast(X, "mxfp4", 3, out=out)
-    assert torch.equal(out, torch.full((2, 32), 5.0))
 
 
 def test_the_mx_names_are_all_tested() -> None:

@@ -8,7 +8,6 @@ Nothing is sampled here where it can be enumerated. Expected values come from th
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import pytest
@@ -18,13 +17,10 @@ import oracle
 from microscale.cast import cast
 from microscale.formats import (
     BlockFormat,
-    ElementFormat,
-    float_format,
     get_block_format,
-    integer_format,
 )
 from microscale.tensor import quantize
-from oracle import DTYPES, MX, Element, Format, Options
+from oracle import MX, Format, Options
 from oracle_arrays import (
     TORCH,
     Floats,
@@ -37,33 +33,14 @@ from oracle_arrays import (
     round_output,
     to_numpy,
 )
+from oracle_numbers import DTYPES, Element, float_element, tie_goes_up
+from twins import every_element
 
 ROUNDINGS = ("even", "away", "zero")
 RULES = ("floor", "ceil", "even", "rceil")
-SPECIALS = ("finite", "fn", "fnuz", "ieee")
 
 
-def usable(exponent_bits: int, mantissa_bits: int, specials: str) -> bool:
-    if specials == "ieee":
-        return exponent_bits >= 2 and mantissa_bits >= 1
-    return specials != "fn" or exponent_bits + mantissa_bits >= 2
-
-
-@cache
-def elements() -> dict[str, tuple[ElementFormat, Element]]:
-    """Every element format of 2 to 8 bits, of each kind, with its twin of the oracle."""
-    pairs = [
-        (float_format(e, m, s), oracle.float_element(e, m, s))  # type: ignore[arg-type]
-        for e in range(1, 8)
-        for m in range(8 - e)
-        for s in SPECIALS
-        if usable(e, m, s)
-    ]
-    pairs += [(integer_format(n), oracle.int_element(n)) for n in range(2, 9)]
-    return {str(element): (element, twin) for element, twin in pairs}
-
-
-by_element = pytest.mark.parametrize("name", sorted(elements()))
+by_element = pytest.mark.parametrize("name", sorted(every_element()))
 by_mx = pytest.mark.parametrize("name", sorted(MX))
 
 
@@ -99,7 +76,7 @@ def scale_exponents(name: str) -> range:
 
 @by_element
 def test_every_code_is_a_fixed_point_at_every_scale(name: str) -> None:
-    element, twin = elements()[name]
+    element, twin = every_element()[name]
     fmt = BlockFormat(element, get_block_format("mxfp4").scale, 32)
     values = numbers(twin)
     # The largest value beside each one holds the scale.
@@ -142,7 +119,7 @@ def midpoints(element: Element, exponent: int, dtype: str, beyond: float) -> Mid
     middles = grid(element).middles * 2.0**exponent
     assert (middles.astype(kind) == middles).all()
     low, high = np.array(ends[:-1]), np.array(ends[1:])
-    up = [oracle.tie_goes_up(element, place, "even") for place in range(len(low))]
+    up = [tie_goes_up(element, place, "even") for place in range(len(low))]
     even = np.where(up, high, low)
     below = np.nextafter(middles.astype(kind), kind(0)).astype(np.float64)
     above = np.nextafter(middles.astype(kind), kind(np.inf)).astype(np.float64)
@@ -166,7 +143,7 @@ MIDPOINT_SCALES = [("float32", -30), ("float32", 0), ("float64", -127), ("float6
 
 @by_element
 def test_every_midpoint_and_the_floats_beside_it(name: str) -> None:
-    element, twin = elements()[name]
+    element, twin = every_element()[name]
     fmt = BlockFormat(element, get_block_format("mxfp4").scale, 32)
     largest = float(twin.largest)
     for overflow in overflows(twin):
@@ -236,8 +213,9 @@ def test_every_scale_exponent_without_a_bound(rule: str) -> None:
     assert_same(cast(x, f"fp4_e2m1-32-pow2-{rule}"), expected.values, x)
 
 
-def real_scale_rows(scale: oracle.Scale, element: Element) -> Floats:
+def real_scale_rows(scale: oracle.Scale, element: Element, dtype: str) -> Floats:
     """Blocks that lead to every value of a scale format and to every midpoint between two."""
+    kind = np.float32 if dtype == "float32" else np.float64
     assert scale.binary is not None
     smallest = 2.0 ** (scale.binary.emin - scale.binary.precision + 1)
     top = math.frexp(float(scale.binary.largest))[1] - 1
@@ -247,8 +225,10 @@ def real_scale_rows(scale: oracle.Scale, element: Element) -> Floats:
     values = np.concatenate([subnormal, normal.reshape(-1)])
     values = values[values <= float(scale.binary.largest)]
     between = (np.concatenate([[0.0], values[:-1]]) + values) / 2
-    exact = np.concatenate([values, between]) * float(element.largest)
-    amax = np.concatenate([np.nextafter(exact, 0), exact, np.nextafter(exact, np.inf)])
+    wide = np.concatenate([values, between]) * float(element.largest)
+    exact = wide[wide <= float(DTYPES[dtype].largest)].astype(kind)
+    beside = [np.nextafter(exact, kind(0)), np.nextafter(exact, kind(np.inf))]
+    amax = np.concatenate([exact, *beside]).astype(np.float64)
     return np.stack([amax, -amax / 3, amax * 0.7, -amax / 64], axis=1)
 
 
@@ -264,9 +244,7 @@ REAL_SCALES = {
 def test_every_value_of_the_real_scales(scale: str, dtype: str) -> None:
     form, count = REAL_SCALES[scale]
     element = oracle.ELEMENTS["e2m1"]
-    rows = real_scale_rows(form, element)
-    if dtype == "float32":
-        rows = rows[rows[:, 0] <= float(DTYPES["float32"].largest)]
+    rows = real_scale_rows(form, element, dtype)
     x = torch.from_numpy(rows).to(TORCH[dtype])
     fmt = Format(element, form, "amax")
     expected = cast_rows_real(to_numpy(x), fmt, Options(), compute=dtype)
@@ -278,18 +256,18 @@ def test_every_value_of_the_real_scales(scale: str, dtype: str) -> None:
     if scale == "bf16":
         assert_same(stored, expected.scales)
     else:
-        twin = oracle.float_element(4, 3, "fn") if scale == "e4m3" else _UE5M3
+        twin = float_element(4, 3, "fn") if scale == "e4m3" else _UE5M3
         assert stored.dtype == torch.uint8
         decoded = np.array(twin.values)[stored.numpy()]
         assert (decoded == expected.scales).all()
 
 
-_UE5M3 = oracle.Element(5, 3, "ieee", 15)
+_UE5M3 = Element(5, 3, "ieee", 15)
 
 
-def two_level_rows() -> Floats:
+def two_level_rows(dtype: str) -> Floats:
     """Blocks under the tensor scale 1 that lead to every E4M3 scale; the first one holds it."""
-    rows = real_scale_rows(oracle.E4M3, oracle.ELEMENTS["e2m1"])
+    rows = real_scale_rows(oracle.E4M3, oracle.ELEMENTS["e2m1"], dtype)
     rows = rows[rows[:, 0] <= 2688.0]
     return np.concatenate([[[2688.0, 2500.0, -100.0, 0.0]], rows])
 
@@ -297,7 +275,7 @@ def two_level_rows() -> Floats:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("factor", [1.0, 2.0**-100, 0.7])
 def test_every_block_scale_of_nvfp4(dtype: str, factor: float) -> None:
-    rows = two_level_rows() * factor
+    rows = two_level_rows(dtype) * factor
     x = torch.from_numpy(rows).to(TORCH[dtype])
     for rounding in ROUNDINGS:
         options = Options(rounding)
@@ -395,7 +373,7 @@ def around_powers_of_two() -> torch.Tensor:
 
 @by_element
 def test_float32_around_every_power_of_two(name: str) -> None:
-    element, twin = elements()[name]
+    element, twin = every_element()[name]
     values = around_powers_of_two()
     alone, pairs = values.reshape(-1, 1), torch.stack([values, values.roll(3)], dim=1)
     for rule in RULES:
@@ -444,7 +422,7 @@ def test_real_scales_around_every_power_of_two(name: str, fmt: Format) -> None:
 
 
 def test_counts() -> None:
-    twins = {name: twin for name, (_, twin) in elements().items()}
+    twins = {name: twin for name, (_, twin) in every_element().items()}
     mx = {name: fmt.element for name, fmt in MX.items()}
     sums = {
         "fixed points": sum(
@@ -468,4 +446,10 @@ def test_counts() -> None:
         print(f"{name}: {count:,}")
     print(f"all: {sum(sums.values()):,}")
     assert len(twins) == 105
-    assert sums["halves"] == 54_263_808
+    assert sums == {
+        "fixed points": 1_134_990,
+        "midpoints": 699_984,
+        "scales": 195_984,
+        "halves": 54_263_808,
+        "powers of two": 14_537_880,
+    }

@@ -6,7 +6,6 @@ from fractions import Fraction
 
 import pytest
 
-import oracle
 from microscale.errors import MicroscaleError
 from microscale.formats import (
     BF16,
@@ -35,52 +34,24 @@ from microscale.formats import (
     BlockFormat,
     ElementFormat,
     ScaleFormat,
+    Specials,
     float_format,
     get_block_format,
     get_format,
     integer_format,
 )
 from microscale.rounding import ScaleRule
+from oracle_numbers import Element
+from twins import every_element, twins
 
-FLOAT_WIDTHS = [(e, m) for e in range(1, 8) for m in range(8) if 2 <= 1 + e + m <= 8]
-
-
-def usable(exponent_bits: int, mantissa_bits: int, specials: str) -> bool:
-    """Whether that kind leaves a normal value, and tells NaN from infinity."""
-    if specials == "ieee":
-        return exponent_bits >= 2 and mantissa_bits >= 1
-    return specials != "fn" or exponent_bits + mantissa_bits >= 2
-
-
-FLOATS = [
-    (e, m, specials)
-    for e, m in FLOAT_WIDTHS
-    for specials in ("finite", "fn", "fnuz", "ieee")
-    if usable(e, m, specials)
-]
-BIASED = [
+BIASED: list[tuple[int, int, Specials, int]] = [
     (4, 3, "fnuz", 11),
     (4, 3, "fn", 0),
     (2, 1, "finite", 3),
     (5, 2, "ieee", 16),
     (3, 0, "finite", 64),
 ]
-
-
-def every_element() -> list[tuple[ElementFormat, oracle.Element]]:
-    """Each element with its twin of the oracle."""
-    pairs = [
-        (float_format(e, m, s), oracle.float_element(e, m, s))  # type: ignore[arg-type]
-        for e, m, s in FLOATS
-    ]
-    pairs += [
-        (float_format(e, m, s, b), oracle.float_element(e, m, s, b))  # type: ignore[arg-type]
-        for e, m, s, b in BIASED
-    ]
-    return pairs + [(integer_format(n), oracle.int_element(n)) for n in range(2, 9)]
-
-
-EVERY_ELEMENT = every_element()
+EVERY_ELEMENT = [*every_element().values(), *(twins(*biased) for biased in BIASED)]
 CODES = sum(2**element.bits for element, _ in EVERY_ELEMENT)
 
 
@@ -96,9 +67,7 @@ by_element = pytest.mark.parametrize(
 
 
 @by_element
-def test_every_code_has_the_value_of_its_bit_fields(
-    element: ElementFormat, twin: oracle.Element
-) -> None:
+def test_every_code_has_the_value_of_its_bit_fields(element: ElementFormat, twin: Element) -> None:
     assert element.bits == twin.bits
     assert len(element.values) == 2**twin.bits
     # float.hex tells -0.0 from 0.0 and spells every NaN alike.
@@ -106,9 +75,7 @@ def test_every_code_has_the_value_of_its_bit_fields(
 
 
 @by_element
-def test_derived_properties_follow_from_the_codes(
-    element: ElementFormat, twin: oracle.Element
-) -> None:
+def test_derived_properties_follow_from_the_codes(element: ElementFormat, twin: Element) -> None:
     values = element.values
     positive = sorted({v for v in values if math.isfinite(v) and v > 0})
     assert element.largest == positive[-1] == max(-v for v in symmetric(element) if v < 0)
@@ -131,9 +98,7 @@ def symmetric(element: ElementFormat) -> list[float]:
 
 
 @by_element
-def test_special_codes_decode_as_what_they_are(
-    element: ElementFormat, twin: oracle.Element
-) -> None:
+def test_special_codes_decode_as_what_they_are(element: ElementFormat, twin: Element) -> None:
     if twin.has_nan:
         assert element.nan_code is not None
         assert math.isnan(element.values[element.nan_code])
@@ -148,7 +113,7 @@ def test_special_codes_decode_as_what_they_are(
 
 @by_element
 def test_normal_values_start_where_the_spacing_first_doubles(
-    element: ElementFormat, twin: oracle.Element
+    element: ElementFormat, twin: Element
 ) -> None:
     spacing = Fraction(element.smallest)
     if element.is_integer:
@@ -326,7 +291,7 @@ def test_every_spelling_reads_back_as_its_format() -> None:
 
 
 @by_element
-def test_every_element_reads_back_in_any_case(element: ElementFormat, twin: oracle.Element) -> None:
+def test_every_element_reads_back_in_any_case(element: ElementFormat, twin: Element) -> None:
     assert get_format(str(element)) == element
     assert get_format(str(element).upper()) == element
     assert get_format(element) is element
@@ -402,6 +367,11 @@ def test_spellings_by_hand(spelling: str, same: BlockFormat) -> None:
         ("e4m3b65", "e4m3 has bias 65; biases from 0 to 64"),
         ("fp6_e2m1-32", "e2m1 has 4 bits, not 6"),
         ("mxfp4-tensor_e8m0", "tensor scale needs real-valued scales"),
+        ("mxfp4-16-32", "'mxfp4-16-32'.*16.*32"),
+        ("mxfp4-ceil-floor", "'mxfp4-ceil-floor'.*ceil.*floor"),
+        ("e2m1-32-pow2-e8m0", "'e2m1-32-pow2-e8m0'.*pow2.*e8m0"),
+        ("int" + "9" * 5000, "int"),
+        ("mxfp4-" + "9" * 5000, "mxfp4"),
     ],
 )
 def test_bad_spellings_are_refused_with_near_names(spelling: str, message: str) -> None:
@@ -455,3 +425,21 @@ def test_a_rule_may_be_a_plain_string() -> None:
 def test_unknown_whole_blocks_are_refused(block: str) -> None:
     with pytest.raises(MicroscaleError, match=f"'{block}' is not known"):
         BlockFormat(E2M1, E8M0, block)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("block", [True, 32.0, None, (32,), (32, 0), (0, 32), (1, 2, 3), -1])
+def test_blocks_that_are_no_blocks_are_refused(block: object) -> None:
+    with pytest.raises(MicroscaleError, match="block"):
+        BlockFormat(E2M1, E8M0, block)  # type: ignore[arg-type]
+
+
+def test_records_take_records_not_spellings() -> None:
+    with pytest.raises(MicroscaleError, match="e2m1"):
+        BlockFormat("e2m1", E8M0, 32)  # type: ignore[arg-type]
+    with pytest.raises(MicroscaleError, match="e8m0"):
+        BlockFormat(E2M1, "e8m0", 32)  # type: ignore[arg-type]
+
+
+def test_unknown_kinds_of_specials_are_refused() -> None:
+    with pytest.raises(MicroscaleError, match=r"nan.*finite, fn, fnuz"):
+        float_format(4, 3, "nan")  # type: ignore[arg-type]

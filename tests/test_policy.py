@@ -196,7 +196,7 @@ def test_channel_blocks_are_for_weights() -> None:
 
 
 def test_unknown_keywords_are_refused() -> None:
-    with pytest.raises(MicroscaleError, match="unknown key 'roundng'. Did you mean rounding"):
+    with pytest.raises(MicroscaleError, match=r"unknown key 'roundng'\. Did you mean rounding"):
         Policy.of("mxfp4", roundng="even")
 
 

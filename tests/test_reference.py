@@ -14,6 +14,7 @@ from microscale.formats import E2M1, E4M3, INT8, POW2, ElementFormat, float_form
 from microscale.kernels import reference
 from microscale.rounding import Rounding
 from oracle_arrays import TORCH, Floats, assert_same, to_numpy
+from oracle_numbers import DTYPES, round_to
 
 
 @pytest.mark.parametrize(("dtype", "lowest"), [(torch.float32, -149), (torch.float64, -1022)])
@@ -53,7 +54,7 @@ def test_the_spacing_of_the_grid_is_the_distance_to_the_next_value(
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_narrowing_float64_rounds_once(dtype: str) -> None:
     draw = random.Random(0)
-    binary = oracle.DTYPES[dtype]
+    binary = DTYPES[dtype]
     values = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e300, 2.0**-1074, 2.0**-150]
     for _ in range(4000):
         # A value of half the type's spacing (often a midpoint), and what lies close beside it.
@@ -62,7 +63,7 @@ def test_narrowing_float64_rounds_once(dtype: str) -> None:
         value = math.ldexp(mantissa, exponent - binary.precision)
         step = draw.choice([-1, 0, 1]) * 2.0 ** -draw.randrange(20, 52)
         values.append(draw.choice([-1, 1]) * value * (1 + step))
-    expected = np.array([oracle.round_to(value, dtype) for value in values])
+    expected = np.array([round_to(value, dtype) for value in values])
     x = torch.tensor(values, dtype=torch.float64)
     assert_same(reference.narrow(x, TORCH[dtype]), expected, x)
 

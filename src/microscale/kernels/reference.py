@@ -132,9 +132,10 @@ def narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def split(x: Tensor, plan: Plan) -> Tensor:
     """Split the axis into (blocks, values of a block); whole blocks stay as they are."""
-    size = plan.format.block
-    if not isinstance(size, int):
+    if not isinstance(plan.format.block, int):
         return x
+    # An axis shorter than a block is one block: padding it would multiply depthwise kernels.
+    size = min(plan.format.block, x.shape[plan.axis])
     ragged = -x.shape[plan.axis] % size
     if ragged:
         x = torch.nn.functional.pad(x, (0, 0) * (x.dim() - 1 - plan.axis) + (0, ragged))
