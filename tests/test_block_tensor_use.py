@@ -186,11 +186,13 @@ def test_equal_compares_values() -> None:
     assert not torch.equal(packed, quantize(x, "mxfp6_e2m3"))
 
 
-def test_what_torch_would_crash_on_is_refused() -> None:
+def test_what_torch_would_crash_on_works_or_is_refused() -> None:
     packed = quantize(sample((4, 40)), "mxfp4")
     # torch's own share_memory_ ends the process for a tensor without storage.
     assert BlockTensor.share_memory_ is not Tensor.share_memory_
-    calls: list[Callable[[], object]] = [packed.share_memory_, packed.numpy, packed.tolist]
+    assert packed.share_memory_() is packed
+    assert all(part.is_shared() for part in packed.stored)
+    calls: list[Callable[[], object]] = [packed.numpy, packed.tolist]
     for call in calls:
         with pytest.raises(MicroscaleError, match=r"BlockTensor.*dequantize\(\)"):
             call()

@@ -12,72 +12,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 
 import microscale.weights as weights_module
 from microscale import nn as quantized
 from microscale.cast import cast
 from microscale.convert import convert, revert
-from microscale.errors import MicroscaleError
 from microscale.formats import get_block_format
 from microscale.ledger import record_products
 from microscale.policy import Policy
 from microscale.scope import site_of
-from microscale.weights import cast_operand
-
-
-class Attention(nn.Module):
-    """Attention as a user writes it."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(width, 3 * width)
-        self.mix = nn.Parameter(torch.randn(width, width) / 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend."""
-        q, k, v = self.qkv(x).chunk(3, -1)
-        attended: Tensor = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return attended @ self.mix
-
-
-class Zoo(nn.Module):
-    """One of every kind of module."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(50, 64)
-        self.attention = Attention(64)
-        layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, dropout=0.0)
-        self.encoder = nn.TransformerEncoder(layer, 2)
-        self.depthwise = nn.Conv1d(64, 64, 3, padding="same", groups=64)
-        self.conv = nn.Sequential(nn.Conv2d(1, 40, 3, padding=1), nn.ReLU(), nn.Conv2d(40, 1, 1))
-        self.lstm = nn.LSTM(64, 40, batch_first=True)
-        self.gru = nn.GRU(40, 64, batch_first=True)
-        self.norm = nn.LayerNorm(64)
-        self.head = nn.Linear(64, 50, bias=False)
-        self.head.weight = self.embed.weight
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Logits [N, T, 50] for ids [N, T]."""
-        x = self.encoder(self.attention(self.embed(ids)))
-        x = x + self.depthwise(x.mT).mT
-        x = x + self.conv(x[:, None])[:, 0]
-        x = self.gru(self.lstm(x)[0])[0]
-        logits: Tensor = self.head(self.norm(x))
-        return logits
+from zoo import IDS, Zoo, classes
 
 
 @pytest.fixture
 def zoo() -> Zoo:
     return Zoo().eval()
-
-
-IDS = torch.randint(50, (2, 20))
-
-
-def classes(model: nn.Module) -> list[type[nn.Module]]:
-    return [type(module) for module in model.modules()]
 
 
 # ---------------------------------------------------------------- in place, and back
@@ -387,165 +336,3 @@ def test_convolutions_give_each_output_channel_one_scale_for_token_weights() -> 
     )
     convert(model, "int8-channel/int8-token", verbose=False)
     assert torch.equal(model(x), token)
-
-
-# ---------------------------------------------------------------- unusual models
-
-
-def test_a_module_under_two_names_is_converted_once() -> None:
-    shared = nn.Linear(32, 32)
-    model = nn.Sequential(shared, nn.ReLU(), shared)
-    conversion = convert(model, "mxfp4", verbose=False)
-    assert [entry.name for entry in conversion.entries] == ["0"]
-    x = torch.randn(2, 32)
-    once = F.linear(cast(x, "mxfp4"), cast(shared.weight.detach(), "mxfp4"), shared.bias).relu()
-    assert torch.equal(model(x), shared(once))
-
-
-class Sub(nn.Linear):
-    """A linear layer with a forward of its own."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Twice the layer."""
-        return 2 * super().forward(x)
-
-
-def test_subclasses_are_quantized_as_they_call() -> None:
-    layer, x = Sub(64, 8), torch.randn(3, 64)
-    conversion = convert(layer, "mxfp4", verbose=False)
-    (entry,) = conversion.entries
-    assert (entry.kind, entry.status, entry.notes) == (
-        "Sub",
-        "quantized",
-        ("as its forward calls them",),
-    )
-    expected = 2 * F.linear(cast(x, "mxfp4"), cast(layer.weight.detach(), "mxfp4"), layer.bias)
-    assert torch.equal(layer(x), expected)
-
-
-def test_parametrized_weights_are_weights() -> None:
-    layer, x = nn.Linear(64, 8), torch.randn(3, 64)
-    parametrizations.weight_norm(layer)
-    convert(layer, "mxfp4/mxfp6_e2m3", verbose=False)
-    weight = cast(layer.weight.detach(), "mxfp4")
-    assert torch.equal(layer(x), F.linear(cast(x, "mxfp6_e2m3"), weight, layer.bias))
-
-
-def test_replaced_forwards_are_left_and_named() -> None:
-    model = nn.Sequential(nn.Linear(8, 8))
-    model[0].__dict__["forward"] = lambda x: x
-    (entry,) = convert(model, "mxfp4", verbose=False).entries
-    assert entry.status == "left"
-    assert "forward is replaced on the instance" in entry.reason
-    x = torch.randn(2, 8)
-    assert model(x) is x
-    revert(model)
-
-
-class Final(nn.Module):
-    """A class that refuses subclasses."""
-
-    def __init_subclass__(cls) -> None:
-        message = "no subclasses, please"
-        raise TypeError(message)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Give it back."""
-        return x
-
-
-def test_classes_without_subclasses_are_left_and_named() -> None:
-    (entry,) = convert(nn.Sequential(Final()), "mxfp4", verbose=False).left
-    assert entry.reason == "its class cannot be subclassed: no subclasses, please"
-
-
-@pytest.mark.filterwarnings("ignore:Lazy modules")
-def test_lazy_modules_are_left_and_named() -> None:
-    (entry,) = convert(nn.Sequential(nn.LazyLinear(8)), "mxfp4", verbose=False).left
-    assert entry.reason.startswith("it has no shape yet; run a batch")
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_torchscript_is_left_and_named() -> None:
-    model = nn.Sequential(torch.jit.script(nn.Linear(8, 8)))
-    left = convert(model, "mxfp4", verbose=False).left
-    assert [entry.reason for entry in left] == ["TorchScript cannot be looked into"]
-
-
-def test_tables_that_rescale_are_left_and_named() -> None:
-    model, ids = nn.Sequential(nn.Embedding(5, 8, max_norm=1.0)), torch.tensor([1, 2])
-    expected = copy.deepcopy(model)(ids)
-    (entry,) = convert(model, "mxfp4", verbose=False).left
-    assert entry.reason == "max_norm rescales the table while it is read"
-    assert torch.equal(model(ids), expected)
-
-
-def test_subclasses_of_lstm_are_left_and_named() -> None:
-    class Mine(nn.LSTM):
-        pass
-
-    model, x = nn.Sequential(Mine(8, 8)), torch.randn(3, 2, 8)
-    expected = model(x)[0]
-    (entry,) = convert(model, "mxfp4", verbose=False).left
-    assert entry.reason == "a subclass of LSTM runs PyTorch's own loop"
-    with record_products() as ledger:
-        assert torch.equal(model(x)[0], expected)
-    assert [row.reason for row in ledger] == [entry.reason]
-
-
-# ---------------------------------------------------------------- bad input
-
-
-def refused(model: Any, policy: Any) -> str:
-    """The message, after making sure that nothing was changed."""
-    before = classes(model) if isinstance(model, nn.Module) else None
-    with pytest.raises(MicroscaleError) as raised:
-        convert(model, policy, verbose=False)
-    if before is not None:
-        assert classes(model) == before
-    return str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("policy", "says"),
-    [
-        ("mxpf4", "Did you mean mxfp4"),
-        (Policy.of("mxfp4", ignore=("haed",)), "'haed', which matches no module of the model. Did"),
-        (Policy.of("mxfp4", overrides={"x.*": "mxfp8"}), "policy overrides has the pattern 'x.*'"),
-        (Policy.of("mxfp4", "mxfp4", "mxfp4"), "policy dgrad.grad is set, but only the forward"),
-        (Policy.of("fp4_e2m1-32x32"), "policy forward.weight: "),
-        (Policy.of("mxfp4", overflow="nonfinite"), "policy forward.weight: overflow='nonfinite'"),
-        (Policy.of(overrides={"head": "fp4_e2m1-8x8"}), "policy overrides.'head'.forward.input: "),
-    ],
-)
-def test_policies_that_cannot_be_carried_out_are_refused(
-    zoo: Zoo, policy: Policy | str, says: str
-) -> None:
-    assert says in refused(zoo, policy)
-
-
-def test_what_is_no_model_is_refused() -> None:
-    assert refused([1], "mxfp4") == "model is a list; give a torch.nn.Module."
-    with pytest.raises(MicroscaleError, match="model is a function"):
-        revert(refused)  # type: ignore[arg-type]
-
-
-def test_what_is_no_policy_is_refused(zoo: Zoo) -> None:
-    assert refused(zoo, 4) == "policy is a int; give a Policy or a spelling."
-
-
-def test_refused_policies_leave_a_converted_model_as_it_is(zoo: Zoo) -> None:
-    convert(zoo, "mxfp4", verbose=False)
-    refused(zoo, Policy.of("mxfp4", ignore=("nothing",)))
-    site = site_of(zoo)
-    assert site is not None
-    assert site.policy == Policy.parse("mxfp4")
-
-
-def test_operand_none_is_left(zoo: Zoo) -> None:
-    expected = zoo(IDS)
-    conversion = convert(zoo, "fp32", verbose=False)
-    assert not [entry for entry in conversion.quantized if entry.weights]
-    torch.testing.assert_close(zoo(IDS), expected)
-    x = torch.randn(3, 4)
-    assert cast_operand(x, None, -1) is x

@@ -94,11 +94,11 @@ def to_tensor(x: object, argument: str = "x") -> Tensor:
             f"{argument} has dtype {x.dtype}; arrays take float16, float32 or float64. "
             "Convert it first, for example with x.astype('float32')."
         )
-    if x.flags.writeable and min(x.strides, default=0) >= 0:
+    if x.flags.writeable and all(s >= 0 and s % x.itemsize == 0 for s in x.strides):
         return torch.from_numpy(x)
     if argument == "out":
         raise MicroscaleError(
-            "out is an array that is read-only or runs backwards; give a new one."
+            "out is an array that is read-only or has odd strides; give a new one."
         )
     return torch.from_numpy(x.copy())
 
@@ -113,6 +113,10 @@ def result_dtype(x: Tensor, dtype: torch.dtype | None, out: Tensor | None) -> to
         raise MicroscaleError(
             f"out is {out.dtype} of shape {tuple(out.shape)}; it must be a float tensor of shape "
             f"{tuple(x.shape)}."
+        )
+    if any(stride == 0 and size > 1 for stride, size in zip(out.stride(), out.shape, strict=True)):
+        raise MicroscaleError(
+            "out is an expanded tensor, whose values share memory; give a new one."
         )
     if dtype not in (None, out.dtype):
         raise MicroscaleError(

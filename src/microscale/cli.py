@@ -112,7 +112,7 @@ def compare(
         typer.Option(metavar="FILE", help="UTF-8 text that a language model is tried on."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Use only the first N samples.")
+        int | None, typer.Option(metavar="N", help="Use N samples, drawn with --seed.")
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", help="Samples that run at once.")

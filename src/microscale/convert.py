@@ -11,6 +11,7 @@ from collections import Counter
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from microscale.conversion import Conversion
 from microscale.errors import MicroscaleError, near_names
@@ -18,10 +19,8 @@ from microscale.nn.site import ATTRIBUTE
 from microscale.operands import PATHS, Operand
 from microscale.policy import Policy, covers
 from microscale.scope import Scope, site_of
-from microscale.survey import SWAPS, Finding, examine, weights
+from microscale.survey import SWAPS, Finding, examine, stored_bits, weights
 from microscale.weights import cast_operand, forget
-
-_POLICY = "microscale_policy"
 
 
 def convert(model: nn.Module, policy: Policy | str, *, verbose: bool = True) -> Conversion:
@@ -44,6 +43,8 @@ def convert(model: nn.Module, policy: Policy | str, *, verbose: bool = True) -> 
             module, or with operands of the backward pass, before anything is changed.
     """
     policy = Policy.parse(policy) if isinstance(policy, str) else policy
+    if not isinstance(policy, Policy):
+        raise MicroscaleError(f"policy is a {type(policy).__name__}; give a Policy or a spelling.")
     _check_model(model)
     names = [name for name, _ in model.named_modules()]
     _check_patterns(policy, names)
@@ -54,7 +55,6 @@ def convert(model: nn.Module, policy: Policy | str, *, verbose: bool = True) -> 
     conversion = _report(model, policy, found)
     for finding in found:
         _swap(finding)
-    model.__dict__[_POLICY] = policy
     if verbose:
         print(conversion)  # noqa: T201  (the report is what this verb says)
     return conversion
@@ -68,30 +68,7 @@ def revert(model: nn.Module) -> None:
         if site is not None:
             module.__class__ = site.original
             del module.__dict__[ATTRIBUTE]
-        module.__dict__.pop(_POLICY, None)
     forget(model.parameters())
-
-
-def policy_of(model: nn.Module) -> Policy | None:
-    """Return the policy that `convert` was called with on this very module, or None."""
-    return model.__dict__.get(_POLICY)
-
-
-def packing(model: nn.Module) -> dict[str, tuple[Operand, int]]:
-    """Return how the quantized weights of a converted model are cast: operand and axis.
-
-    By their names in the state dict; a weight that is tied has several.
-    """
-    found = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        site = site_of(module)
-        if site is None or site.reason:
-            continue
-        for weight in weights(module, site.policy):
-            if weight.operand is not None:
-                name = f"{prefix}.{weight.name}" if prefix else weight.name
-                found[name] = weight.operand, weight.axis
-    return found
 
 
 def _swap(finding: Finding) -> None:
@@ -112,8 +89,8 @@ def _report(model: nn.Module, policy: Policy, found: list[Finding]) -> Conversio
             # A tied weight is stored once, in the wider of its formats.
             _, bits = quantized.get(id(weight.parameter), (0, 0))
             quantized[id(weight.parameter)] = weight.parameter.numel(), max(bits, weight.bits)
-    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    rest = (t.numel() * t.element_size() * 8 for key, t in tensors.items() if key not in quantized)
+    held = (t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t))
+    rest = {id(t): stored_bits(t) for t in held if id(t) not in quantized}
     weight_bits = sum(bits for _, bits in quantized.values())
     scopes = (type(f.module).__name__ for f in found if f.entry is None and not f.site.reason)
     return Conversion(
@@ -122,7 +99,7 @@ def _report(model: nn.Module, policy: Policy, found: list[Finding]) -> Conversio
         dict(Counter(scopes)),
         sum(count for count, _ in quantized.values()),
         weight_bits,
-        weight_bits + sum(rest),
+        weight_bits + sum(rest.values()),
     )
 
 
@@ -142,9 +119,11 @@ def _check_patterns(policy: Policy, names: list[str]) -> None:
     patterns += [("overrides", pattern) for pattern, _ in policy.overrides]
     for place, pattern in patterns:
         if not any(covers(pattern, name) for name in names):
+            # Large models have thousands of names; what was meant has about as many letters.
+            alike = sorted(names[1:] or ["*"], key=lambda name: abs(len(name) - len(pattern)))
             raise MicroscaleError(
                 f"policy {place} has the pattern {pattern!r}, which matches no module of the "
-                f"model.{near_names(pattern, names[1:50])}"
+                f"model.{near_names(pattern, alike[:20])}"
             )
 
 

@@ -197,6 +197,10 @@ def float_format(
             f"{where} has {element.bits} bits; floats of 2 to 8 bits are supported."
         )
     specials = specials or element.specials
+    if specials not in SPECIALS:
+        raise MicroscaleError(
+            f"{where}: kind {specials!r} is not known.{near_names(specials, SPECIALS)}"
+        )
     if specials == "ieee" and mantissa_bits == 0:
         raise MicroscaleError(
             f"{where} of kind ieee has no mantissa bit to tell NaN from infinity."
@@ -303,6 +307,30 @@ _CONCRETE: dict[str, tuple[ElementFormat, ScaleFormat, int, ScaleFormat | None]]
 }
 """The concrete formats: element, scale, block and tensor scale by name."""
 
+LARGEST_BLOCK = 2**15
+"""Rows are stored as whole blocks; for longer ones there are whole blocks, such as "token"."""
+
+
+def _check_block(block: object) -> None:
+    if isinstance(block, str):
+        if block not in WHOLE_BLOCKS:
+            raise MicroscaleError(f"block {block!r} is not known.{near_names(block, WHOLE_BLOCKS)}")
+        return
+    sizes = block if isinstance(block, tuple) and len(block) == 2 else (block,)
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise MicroscaleError(
+                f"block {block!r} is not a number of values, a pair of them, or one of "
+                f"{', '.join(WHOLE_BLOCKS)}."
+            )
+        if size < 1:
+            raise MicroscaleError(f"block size {size} is not positive; MX uses 32.")
+        if size > LARGEST_BLOCK:
+            raise MicroscaleError(
+                f"block size {size} is over {LARGEST_BLOCK}; 'token' spans the whole axis."
+            )
+
+
 _NAMES: dict[object, str] = {parts: name for name, parts in _CONCRETE.items()}
 
 
@@ -334,7 +362,13 @@ class BlockFormat:
 
     def __post_init__(self) -> None:
         """Check that the parts fit together; fill in the default rule."""
-        rule = ScaleRule(self.rule or self.scale.default_rule)
+        if not isinstance(self.element, ElementFormat) or not isinstance(self.scale, ScaleFormat):
+            raise MicroscaleError(
+                f"a block format is made of an ElementFormat and a ScaleFormat, not of "
+                f"{self.element!r} and {self.scale!r}; get_format reads spellings."
+            )
+        given = typing.cast("ScaleRule | None", self.rule)
+        rule = ScaleRule(given or self.scale.default_rule)
         object.__setattr__(self, "rule", rule)
         if (rule is ScaleRule.AMAX) == self.scale.is_power_of_two:
             rules = [r for r in ScaleRule if (r is ScaleRule.AMAX) != self.scale.is_power_of_two]
@@ -342,13 +376,7 @@ class BlockFormat:
                 f"scale rule {rule} does not apply to the scale format {self.scale}; "
                 f"use {' or '.join(rules)}."
             )
-        if isinstance(self.block, str):
-            if self.block not in WHOLE_BLOCKS:
-                raise MicroscaleError(
-                    f"block {self.block!r} is not known.{near_names(self.block, WHOLE_BLOCKS)}"
-                )
-        elif min(sizes := (self.block,) if isinstance(self.block, int) else self.block) < 1:
-            raise MicroscaleError(f"block size {min(sizes)} is not positive; MX uses 32.")
+        _check_block(self.block)
         if self.tensor_scale is not None and (
             self.tensor_scale.is_power_of_two or self.scale.is_power_of_two
         ):
@@ -450,8 +478,9 @@ NAMED: dict[str, BlockFormat] = {name: _concrete(name) for name in _CONCRETE} | 
 }
 """The formats that tables list, by their spelling. Any other can be written down."""
 
-_FLOAT = re.compile(r"(?:fp\d+_)?e(\d+)m(\d+)(?:b(\d+))?(finite|fn|fnuz|ieee)?")
-_INTEGER = re.compile(r"int(\d+)")
+_FLOAT = re.compile(r"(?:fp[0-9]_)?e([0-9])m([0-9])(?:b([0-9]{1,3}))?(finite|fn|fnuz|ieee)?")
+_INTEGER = re.compile(r"int([0-9]{1,3})")
+_BLOCK = re.compile(r"([0-9]{1,9})(?:x([0-9]{1,9}))?")
 _ALIASES = {"mxfp8": "mxfp8_e4m3", "mxfp6": "mxfp6_e2m3", "mxfp4_e2m1": "mxfp4"}
 
 
@@ -502,34 +531,54 @@ def _read_block(
     scale = concrete.scale if concrete else None
     rule: ScaleRule | None = None
     tensor_scale = concrete.tensor_scale if concrete else None
-    for option in options:
-        if (read := _read_size(option)) is not None:
-            block = read
-        elif option in SCALES:
+    for kind, option in _sort_options(spelling, options).items():
+        if kind == "block":
+            block = _read_size(option)
+        elif kind == "scale":
             scale = SCALES[option]
-        elif option in list(ScaleRule):
+        elif kind == "rule":
             rule = ScaleRule(option)
-        elif option.removeprefix("tensor_") in SCALES:
-            tensor_scale = SCALES[option.removeprefix("tensor_")]
         else:
-            known = [*WHOLE_BLOCKS, "32", *SCALES, *ScaleRule]
-            raise MicroscaleError(
-                f"format {spelling!r}: option {option!r} is not known.{near_names(option, known)}"
-            )
+            tensor_scale = SCALES[option.removeprefix("tensor_")]
     if block is None:
         raise MicroscaleError(f"format {spelling!r} names no block; add one, as in {element}-32.")
     scale = scale or _default_scale(block)
     return BlockFormat(element, scale, block, rule or scale.default_rule, tensor_scale)
 
 
+def _sort_options(spelling: str, options: list[str]) -> dict[str, str]:
+    """The options by what they say; one of each at most."""
+    kinds: dict[str, str] = {}
+    for option in options:
+        if _read_size(option) is not None:
+            kind = "block"
+        elif option in SCALES:
+            kind = "scale"
+        elif option in list(ScaleRule):
+            kind = "rule"
+        elif option.startswith("tensor_") and option.removeprefix("tensor_") in SCALES:
+            kind = "tensor scale"
+        else:
+            known = [*WHOLE_BLOCKS, "32", *SCALES, *ScaleRule]
+            raise MicroscaleError(
+                f"format {spelling!r}: option {option!r} is not known.{near_names(option, known)}"
+            )
+        if kind in kinds:
+            raise MicroscaleError(
+                f"format {spelling!r} names two of one kind ({kind}): {kinds[kind]!r} and "
+                f"{option!r}; leave one away."
+            )
+        kinds[kind] = option
+    return kinds
+
+
 def _read_size(option: str) -> int | tuple[int, int] | WholeBlock | None:
     for whole in WHOLE_BLOCKS:
         if option == whole:
             return whole
-    if option.isdecimal():
-        return int(option)
-    rows, times, columns = option.partition("x")
-    return (int(rows), int(columns)) if times and rows.isdecimal() and columns.isdecimal() else None
+    if not (match := _BLOCK.fullmatch(option)):
+        return None
+    return (int(match[1]), int(match[2])) if match[2] else int(match[1])
 
 
 def _read_element(name: str) -> ElementFormat | None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch.overrides import TorchFunctionMode
 
-from microscale.products import LEFT, PRODUCTS
+from microscale.products import PRODUCTS
 
 How = Literal["native", "packed", "emulated", "skipped"]
 """Run by a kernel of the format; from packed weights; on cast operands in a wider type; neither."""
@@ -100,11 +100,16 @@ def record_products() -> Iterator[Ledger]:
         yield ledger
 
 
+def recording() -> bool:
+    """Whether a ledger is open; in compiled code none is."""
+    return not torch.compiler.is_compiling() and bool(_open)
+
+
 def note(
     module: str, product: str, how: How, formats: tuple[object, object], reason: str = ""
 ) -> None:
     """Tell every open ledger that a product ran; None stands for the wider type."""
-    if torch.compiler.is_compiling() or not _open:
+    if not recording():
         return
     left, right = (str(fmt) if fmt is not None else "fp32" for fmt in formats)
     for ledger in _open:
@@ -113,11 +118,9 @@ def note(
 
 def skip(module: str, function: Any, reason: str = "") -> None:
     """Tell every open ledger that a function of PRODUCTS ran without being quantized."""
-    if torch.compiler.is_compiling() or not _open:
-        return
-    if function in LEFT:
-        reason = f"{LEFT[function]} is not quantized in this version"
-    note(module, PRODUCTS[function], "skipped", (None, None), reason)
+    product = PRODUCTS[function]
+    reason = reason or f"{product} is not quantized in this version"
+    note(module, product, "skipped", (None, None), reason)
 
 
 class _Watch(TorchFunctionMode):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import microscale.ops  # noqa: F401  (registers the operators)
+from microscale.errors import MicroscaleError
 from microscale.formats import BlockFormat
 from microscale.kernels.storage import Layout, Stored
 
@@ -77,6 +78,20 @@ class Packed(Tensor):
             list(self.stored), *self.packing.spelled, self.length, dtype or self.dtype
         )
         return values.reshape(self.shape)
+
+    def share_memory_(self) -> Self:
+        """Move the parts to shared memory, for other processes."""
+        for part in self.stored:
+            part.share_memory_()
+        return self
+
+    def numpy(self, *, force: bool = False) -> Any:  # noqa: ARG002  (torch's signature)
+        """Refuse: a packed tensor has no plain memory to show."""
+        raise MicroscaleError(f"{self!r} has no NumPy form; call x.dequantize().numpy().")
+
+    def tolist(self) -> Any:
+        """Refuse, as `numpy` does."""
+        raise MicroscaleError(f"{self!r} has no list of values; call x.dequantize().tolist().")
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Describe the tensor without its values."""

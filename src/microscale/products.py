@@ -33,8 +33,8 @@ LEFT: dict[Function, str] = {
         torch, "conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc convolution"
     ),
     **_found(torch, "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
-    **_found(torch, "_native_multi_head_attention _transformer_encoder_layer_fwd _grouped_mm"),
-    **_found(torch, "_scaled_mm _scaled_grouped_mm smm sspaddmm hspmm"),
+    **_found(torch, "_grouped_mm _scaled_mm _scaled_grouped_mm smm sspaddmm hspmm"),
+    **_found(torch, "_native_multi_head_attention _transformer_encoder_layer_fwd"),
     **_found(torch.linalg, "multi_dot vecdot"),
     **_found(torch.sparse, "mm addmm"),
     **_found(Tensor, "mv addmv addmv_ addbmm addbmm_ dot vdot inner smm sspaddmm"),

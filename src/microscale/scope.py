@@ -79,8 +79,9 @@ def _two(*names: str) -> Handler:
 
     def handle(scope: Scope, func: Any, *args: Any, **kwargs: Any) -> Any:
         left, right, *rest = _leading(args, kwargs, ("input",), names)
+        site, product = scope.site, PRODUCTS[func]
         with plain():
-            pair = cast_pair(left, right, policy=scope.site.policy, name=scope.site.name)
+            pair = cast_pair(left, right, policy=site.policy, name=site.name, product=product)
             return func(*pair, *rest, **kwargs)
 
     return handle
@@ -192,6 +193,17 @@ _HANDLERS: dict[Any, Handler] = {
 }
 
 
+FUSED_SWITCHES: dict[type[nn.Module], str] = {
+    nn.TransformerEncoder: "use_nested_tensor",
+    nn.TransformerEncoderLayer: "activation_relu_or_gelu",
+}
+"""Attributes of PyTorch's modules that allow a fused path around the modules inside.
+
+In a scope they read 0 whatever the instance holds, so that reverting has nothing to restore. (In
+eager mode an active scope blocks these paths by itself; in compiled code it does not.)
+"""
+
+
 def scoped(cls: type[nn.Module]) -> type[nn.Module]:
     """Return the subclass of `cls` whose forward runs in the scope of the instance.
 
@@ -220,6 +232,9 @@ def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
 
     names = {"forward": forward, "__reduce_ex__": reduce_ex, "__doc__": cls.__doc__}
     names |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    for kind, switch in FUSED_SWITCHES.items():
+        if issubclass(cls, kind):
+            names[switch] = property(lambda _: 0)
     make: Any = type(cls)
     made: type[nn.Module] = make(cls.__name__, (cls,), names)
     return made

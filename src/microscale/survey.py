@@ -4,8 +4,9 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -15,7 +16,7 @@ from microscale.functional.product import UNSET
 from microscale.nn.site import Site
 from microscale.operands import Operand
 from microscale.policy import Policy
-from microscale.scope import scoped
+from microscale.scope import FUSED_SWITCHES, scoped
 from microscale.tensor import BlockTensor
 
 SWAPS: dict[type[nn.Module], type[nn.Module]] = {
@@ -43,9 +44,6 @@ UNSUPPORTED: tuple[type[nn.Module], ...] = (
     nn.GRUCell,
 )
 """Modules of PyTorch with products that this version does not quantize."""
-
-FUSED: tuple[type[nn.Module], ...] = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
-"""Modules with a fused fast path, which PyTorch does not take inside a scope."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +77,15 @@ class Weight:
         Blocks are padded when they are packed, which would multiply the size of depthwise kernels,
         whose blocks hold one value: these are stored as they are.
         """
-        if isinstance(self.parameter, BlockTensor):
-            return self.parameter.storage_bytes * 8
-        plain = self.parameter.nbytes * 8
-        if self.operand is None:
+        plain = stored_bits(self.parameter)
+        if self.operand is None or isinstance(self.parameter, BlockTensor):
             return plain
         return min(plain, self.operand.format.storage_bits(tuple(self.parameter.shape), self.axis))
+
+
+def stored_bits(x: Tensor) -> int:
+    """Bits that a tensor takes as it is."""
+    return 8 * (x.storage_bytes if isinstance(x, BlockTensor) else x.nbytes)
 
 
 def examine(name: str, module: nn.Module, policy: Policy) -> Finding | None:
@@ -121,15 +122,16 @@ def weights(module: nn.Module, policy: Policy) -> Iterator[Weight]:
 def _may_multiply(module: nn.Module) -> bool:
     """Whether a module's own forward may hold products: PyTorch's own are known, others may."""
     kind = type(module)
-    if kind in SWAPS or kind in UNSUPPORTED or kind in FUSED:
+    special = (*FUSED_SWITCHES, LazyModuleMixin, ScriptModule)
+    if isinstance(module, special) or kind in (*SWAPS, *UNSUPPORTED):
         return True
     product_free = kind.__module__.startswith("torch.") and not is_parametrized(module)
     return not product_free and kind.forward is not nn.Module.forward
 
 
 def _holds_products(module: nn.Module) -> bool:
-    known = (*SWAPS, *UNSUPPORTED)
-    return isinstance(module, known) or type(module) in FUSED or _is_hugging_face_conv1d(module)
+    known = (*SWAPS, *UNSUPPORTED, *FUSED_SWITCHES)
+    return isinstance(module, known) or _is_hugging_face_conv1d(module)
 
 
 def _is_hugging_face_conv1d(module: nn.Module) -> bool:
@@ -152,8 +154,10 @@ def _policy_at(name: str, module: nn.Module, policy: Policy) -> Policy:
 
 def _refusal(module: nn.Module) -> str:
     """Why a module's class cannot be swapped at all, or ""."""
-    if isinstance(module, torch.jit.ScriptModule):
+    if isinstance(module, ScriptModule):
         return "TorchScript cannot be looked into"
+    if isinstance(module, LazyModuleMixin):
+        return "it has no shape yet; run a batch through the model before it is converted"
     if "forward" in module.__dict__:
         return "its forward is replaced on the instance; convert before that is done"
     try:
@@ -176,12 +180,14 @@ def _unsupported(module: nn.Module) -> str:
 
 def _unset(module: nn.Module, policy: Policy) -> str:
     """Whether the policy leaves everything in a module in the wider type."""
-    return "" if any(_operands(module, policy).values()) or type(module) in FUSED else UNSET
+    if isinstance(module, tuple(FUSED_SWITCHES)) or any(_operands(module, policy).values()):
+        return ""
+    return UNSET
 
 
 def _operands(module: nn.Module, policy: Policy) -> dict[str, Operand | None]:
     """The operands of a module's own products by role."""
-    if type(module) in FUSED:
+    if isinstance(module, tuple(FUSED_SWITCHES)):
         return {}
     if isinstance(module, nn.Embedding):
         return {"table": policy.storage}
@@ -212,9 +218,9 @@ def _entry(module: nn.Module, site: Site) -> Entry:
 
 
 def _notes(module: nn.Module, found: list[Weight]) -> Iterator[str]:
-    if isinstance(module, (*FUSED, nn.MultiheadAttention)):
+    if isinstance(module, (*FUSED_SWITCHES, nn.MultiheadAttention)):
         yield "fused fast path off"
-    if type(module) not in SWAPS and type(module) not in FUSED:
+    if type(module) not in (*SWAPS, *FUSED_SWITCHES):
         yield "as its forward calls them"
     blocks = {(w.length, w.operand.format.block) for w in found if w.operand}
     for length, block in sorted(blocks, key=str):

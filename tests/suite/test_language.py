@@ -76,7 +76,7 @@ def test_a_cache_changes_nothing_in_float(language: LanguageModel) -> None:
         found = check_generation(language.model, windows=windows, device=CPU)
     assert found.divergence < 1e-8
     assert found.agreement == 1
-    assert found.tokens > 64
+    assert found.tokens == 2 * 32
 
 
 def test_a_text_of_one_token_is_refused(language: LanguageModel) -> None:

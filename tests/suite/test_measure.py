@@ -122,8 +122,12 @@ def test_figures_of_other_units_are_not_paired() -> None:
     def measured(units: int) -> Measured:
         return run(Classifier(), Classifier(), Task(evaluate=evaluation(units=units)))
 
-    with pytest.raises(MicroscaleError, match="gave 20 units .* but 30 with 30"):
+    with pytest.raises(MicroscaleError, match=r"gave 20 units .* but 30 with 30"):
         check_pairing(measured(20), measured(30))
+
+
+def state(model: Classifier) -> tuple[bool, ...]:
+    return model.training, model.first.training, model.second.training, torch.is_grad_enabled()
 
 
 def test_evaluating_leaves_no_trace() -> None:
@@ -132,16 +136,18 @@ def test_evaluating_leaves_no_trace() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    with pytest.raises(KeyError), evaluating(model, seed=1):
-        assert not model.training
-        assert not torch.is_grad_enabled()
+    with evaluating(model, seed=1):
+        assert state(model) == (False,) * 4
         torch.rand(7)
-        raise KeyError
-    assert model.training
-    assert model.first.training
-    assert not model.second.training
-    assert torch.is_grad_enabled()
+    assert state(model) == (True, True, False, True)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_evaluating_leaves_no_trace_of_an_error() -> None:
+    model = Classifier().train()
+    with pytest.raises(RuntimeError), evaluating(model, seed=1):
+        model(torch.zeros(1))
+    assert state(model) == (True,) * 4
 
 
 def test_evaluating_is_seeded() -> None:

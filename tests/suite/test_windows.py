@@ -53,12 +53,12 @@ def test_an_empty_text_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_text_that_is_not_utf8_is_refused_with_its_offset(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes("grün".encode() + b" \xff and more")
-    with pytest.raises(MicroscaleError, match="byte 0xff at offset 6 .*convert it to UTF-8"):
+    with pytest.raises(MicroscaleError, match=r"byte 0xff at offset 6 .*convert it to UTF-8"):
         read_text(path)
 
 
 def test_a_missing_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MicroscaleError, match="none.txt' does not exist"):
+    with pytest.raises(MicroscaleError, match=r"none\.txt' does not exist"):
         read_text(tmp_path / "none.txt")
 
 

@@ -1,6 +1,7 @@
-"""Tiny models for tests of the suite: a classifier, and a causal language model with a tokenizer."""
+"""Tiny models for tests of the suite: a classifier, and a language model with a tokenizer."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,8 @@ def save_language_model(folder: Path) -> Path:
     vocabulary = {word: number for number, word in enumerate(["<s>", "<unk>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")
+    fast_class: Any = PreTrainedTokenizerFast
+    fast = fast_class(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")
     fast.save_pretrained(folder)
     torch.manual_seed(0)
     config = GPT2Config(

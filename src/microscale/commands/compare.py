@@ -13,6 +13,7 @@ from microscale.files import check_output
 from microscale.report.figures import check_picture, write_figure
 from microscale.report.progress import bars
 from microscale.report.quality import draw
+from microscale.report.table import WIDTH
 from microscale.suite.compare import DEFAULT_FORMATS, compare, read_formats
 from microscale.suite.comparison import Comparison
 from microscale.suite.registry import Plan, plan
@@ -50,13 +51,14 @@ def run_compare(
     plans = plan(model, text, setting)
     start = time.perf_counter()
     terminal = console() if json_file != STANDARD_OUTPUT else Console(stderr=True, highlight=False)
+    terminal.width = max(terminal.width, WIDTH)
     comparisons = [_show(_compare(one, names, setting), terminal) for one in plans]
     seconds = time.perf_counter() - start
     if json_file is not None:
         write_json(json_file, _record(comparisons, setting, seconds))
     if picture is not None:
         write_figure(draw(comparisons), picture)
-    terminal.print(f"{seconds:.0f} s on {setting.device}, {torch.get_num_threads()} threads.")
+    terminal.print(f"{seconds:.0f} s on {setting.device}; threads: {torch.get_num_threads()}.")
 
 
 def _split(formats: str) -> tuple[str, ...]:

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from microscale.errors import MicroscaleError
 from microscale.functional.product import UNSET, plain
-from microscale.ledger import note
+from microscale.ledger import note, recording
 from microscale.operands import Operand
 from microscale.policy import Policy
 from microscale.weights import cast_operand
+
+LOOKS_AHEAD = "causal, but the scale of a block of values sees its later tokens"
 
 Operands = tuple[Operand | None, Operand | None]
 
@@ -56,9 +58,9 @@ def scaled_dot_product_attention(  # noqa: PLR0917  (as in torch)
     """
     if attn_mask is not None and is_causal:
         raise MicroscaleError("attention takes attn_mask or is_causal=True, not both.")
+    note_attention(policy, name, causal=is_causal)
     with plain():
         if not any(_operands(policy, "scores") + _operands(policy, "values")):
-            _note(policy, name)
             return F.scaled_dot_product_attention(
                 query,
                 key,
@@ -74,7 +76,7 @@ def scaled_dot_product_attention(  # noqa: PLR0917  (as in torch)
                 x.repeat_interleave(query.size(-3) // x.size(-3), -3) for x in (key, value)
             )
         mask = _causal(query, key) if is_causal else attn_mask
-        return attend(query, key, value, mask, dropout_p, scale, policy=policy, name=name)[0]
+        return attend(query, key, value, mask, dropout_p, scale, policy=policy)[0]
 
 
 def attend(
@@ -86,10 +88,8 @@ def attend(
     scale: float | None = None,
     *,
     policy: Policy,
-    name: str = "",
 ) -> tuple[Tensor, Tensor]:
     """Return the result of attention and its probabilities (after dropout, not cast)."""
-    _note(policy, name)
     left, right = _operands(policy, "scores")
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = cast_operand(query, left, -1) @ cast_operand(key, right, -1).mT * factor
@@ -109,11 +109,15 @@ def _operands(policy: Policy, product: str) -> Operands:
     return (matmul.left, matmul.right) if wanted else (None, None)
 
 
-def _note(policy: Policy, name: str) -> None:
+def note_attention(policy: Policy, name: str, *, causal: bool = False) -> None:
+    """Note both products of attention, and what a reader of causal models' results should know."""
+    if not recording():
+        return
     for product in ("scores", "values"):
         operands = _operands(policy, product)
         if any(operands):
-            note(name, product, "emulated", operands)
+            ahead = LOOKS_AHEAD if causal and product == "values" and operands[1] else ""
+            note(name, product, "emulated", operands, ahead)
         else:
             off = any((policy.matmul.left, policy.matmul.right))
             reason = f"the policy has matmul.{product} = false" if off else UNSET

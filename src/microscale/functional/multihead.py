@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from microscale.errors import MicroscaleError
-from microscale.functional.attention import attend
+from microscale.functional.attention import attend, note_attention
 from microscale.functional.product import cast_right, note_product, plain
 from microscale.policy import Policy
 from microscale.weights import cast_operand
@@ -105,10 +105,9 @@ def _attend(
     if projections.add_zero_attn:
         key, value = (F.pad(x, (0, 0, 0, 0, 0, 1)) for x in (key, value))
     mask = _merge(masks, (batch, heads), len(key))
-    split = [x.unflatten(-1, (heads, -1)).permute(1, 2, 0, 3) for x in (query, key, value)]
-    result, probabilities = attend(
-        split[0], split[1], split[2], mask, dropout_p, policy=policy, name=name
-    )
+    q, k, v = (x.unflatten(-1, (heads, -1)).permute(1, 2, 0, 3) for x in (query, key, value))
+    note_attention(policy, name)
+    result, probabilities = attend(q, k, v, mask, dropout_p, policy=policy)
     return result.permute(2, 0, 1, 3).flatten(-2), probabilities
 
 
@@ -116,14 +115,14 @@ def _project(inputs: Three, projections: Projections, policy: Policy, name: str)
     query, key, value = inputs
     weight, operands = projections.weight, policy.forward
     if isinstance(weight, tuple):
-        weights = [cast_right(w, operands.weight, -1) for w in weight]
+        stored, weights = weight, [cast_right(w, operands.weight, -1) for w in weight]
     else:
-        weights = list(cast_right(weight, operands.weight, -1).chunk(3))
+        stored, weights = (weight,) * 3, list(cast_right(weight, operands.weight, -1).chunk(3))
     biases = (None,) * 3 if projections.bias is None else projections.bias.chunk(3)
     left = cast_operand(query, operands.input, -1)
     middle = left if key is query else cast_operand(key, operands.input, -1)
     right = middle if value is key else cast_operand(value, operands.input, -1)
-    for x, w in zip(inputs, weights, strict=True):
+    for x, w in zip(inputs, stored, strict=True):
         note_product(name, "linear", (x, operands.input), (w, operands.weight))
     q, k, v = (F.linear(*xwb) for xwb in zip((left, middle, right), weights, biases, strict=True))
     return q, k, v

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from microscale.ledger import How, note
+from microscale.ledger import How, note, recording
 from microscale.operands import Operand
 from microscale.policy import Policy
 from microscale.tensor import BlockTensor
@@ -39,6 +39,8 @@ def note_product(
     right: tuple[Tensor, Operand | None],
 ) -> None:
     """Note a product of two tensors and their operands as packed, emulated or skipped."""
+    if not recording():
+        return
     formats = _format(*left), _format(*right)
     packed = isinstance(left[0], BlockTensor) or isinstance(right[0], BlockTensor)
     how: How = "packed" if packed else "skipped" if formats == (None, None) else "emulated"
@@ -49,18 +51,16 @@ UNSET = "the policy leaves both operands in the wider type"
 
 
 def cast_right(weight: Tensor, operand: Operand | None, axis: int) -> Tensor:
-    """Cast a weight by its role, whatever it is; a packed tensor is one already."""
-    return (
-        weight.dequantize()
-        if isinstance(weight, BlockTensor)
-        else cast_weight(weight, operand, axis)
-    )
+    """Cast a weight by its role, whatever it is; a packed tensor is decoded."""
+    if isinstance(weight, BlockTensor):
+        return weight.dequantize()
+    return cast_weight(weight, operand, axis)
 
 
 def _cast(x: Tensor, operand: Operand | None, axis: int) -> Tensor:
-    if isinstance(x, BlockTensor):
-        return x.dequantize()
-    return cast_weight(x, operand, axis) if is_weight(x) else cast_operand(x, operand, axis)
+    if is_weight(x) or isinstance(x, BlockTensor):
+        return cast_right(x, operand, axis)
+    return cast_operand(x, operand, axis)
 
 
 def _format(x: Tensor, operand: Operand | None) -> object:

@@ -98,6 +98,19 @@ def _dress(axes: "Axes", comparison: Comparison) -> None:
     axes.set_axisbelow(True)
     axes.spines[["right", "top"]].set_visible(False)
     axes.margins(x=0.16, y=0.12)
+    _legend(axes, [row.format for row in comparison.rows[1:]])
+
+
+def _legend(axes: "Axes", names: Sequence[str]) -> None:
+    """Say what a square is, if there is one. Below the points of few bits there is room."""
+    from matplotlib.lines import Line2D
+
+    if any("/" in name for name in names):
+        kinds = (("o", PLAIN, "weights and activations alike"), ("s", PAIR, "weights/activations"))
+        handles = [
+            Line2D([], [], marker=m, color=c, linestyle="", label=text) for m, c, text in kinds
+        ]
+        axes.legend(handles=handles, loc="lower left", frameon=False, fontsize=9)
 
 
 def _label(axes: "Axes", comparison: Comparison) -> None:
@@ -122,37 +135,35 @@ def _box_of_point(axes: "Axes", row: Row, loss: Estimate) -> "Bbox":
 
 
 def _place(axes: "Axes", row: Row, loss: Estimate, taken: Sequence["Bbox"]) -> "Bbox":
-    """Write one label; its box in pixels."""
+    """Write one label where it costs least, with a leader if that is far; its box in pixels."""
     point = (row.bits_per_weight, loss.value)
     inside = axes.get_window_extent()
     best: tuple[float, Annotation, Bbox] | None = None
     for dx, dy, ha, va in PLACES:
         label = axes.annotate(
-            row.format,
-            point,
-            (dx, dy),
-            textcoords="offset points",
-            ha=ha,
-            va=va,
-            fontsize=9,
-            arrowprops=_leader() if abs(dy) > 8 else None,
+            row.format, point, (dx, dy), ha=ha, va=va, fontsize=9, textcoords="offset points"
         )
         box = label.get_window_extent()
         cost = sum(_overlap(box, other) for other in taken) + _outside(box, inside)
-        if best is None or cost < best[0]:
-            if best is not None:
-                best[1].remove()
-            best = (cost, label, box)
-        else:
+        if best is not None and best[0] <= cost:
             label.remove()
+            continue
+        if best is not None:
+            best[1].remove()
+        best = (cost, label, box)
         if cost == 0:
             break
     assert best is not None
+    _lead(axes, point, best[1])
     return best[2]
 
 
-def _leader() -> dict[str, object]:
-    return {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
+def _lead(axes: "Axes", point: tuple[float, float], label: "Annotation") -> None:
+    """Join a label that stands far from its point to it."""
+    dx, dy = label.xyann
+    if abs(dy) > 14:
+        line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 4}
+        axes.annotate("", point, (dx, dy), textcoords="offset points", arrowprops=line)
 
 
 def _overlap(first: "Bbox", second: "Bbox") -> float:

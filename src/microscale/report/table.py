@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -14,8 +15,8 @@ from microscale.suite.rows import Figures, Row
 from microscale.suite.statistics import Estimate, Verdict
 from microscale.suite.task import Generation
 
-WIDTH = 150
-"""Columns of a comparison printed from Python: wide enough for the widest table."""
+WIDTH = 130
+"""Columns that the widest table needs; on a narrower terminal it is better wrapped than cut."""
 
 COLORS = {Verdict.HOLDS: "green", Verdict.FAILS: "red", Verdict.OPEN: "yellow"}
 
@@ -35,8 +36,8 @@ def quality(rows: Sequence[Row], metric: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="underline")
     columns = list(_columns(rows, metric))
     for title, _ in columns:
-        side = "left" if title == "format" else "right"
-        table.add_column(escape(title), justify=side, no_wrap=True)
+        side: Literal["left", "right"] = "left" if title == "format" else "right"
+        table.add_column(escape(title), justify=side, no_wrap=True, vertical="bottom")
     for row in rows:
         table.add_row(*(escape(cell(row)) for _, cell in columns))
     return table
@@ -48,16 +49,19 @@ def _columns(rows: Sequence[Row], metric: str) -> Iterator[Column]:
     unit = ", %" if metric == "accuracy" else ""
     base = rows[0].format
     yield "format", lambda row: row.format
-    yield "bits/weight", lambda row: f"{row.bits_per_weight:.2f}"
-    yield "MB", lambda row: f"{row.megabytes:.2f}"
+    yield "bits/\nweight", lambda row: f"{row.bits_per_weight:.2f}"
+    yield (
+        "MB",
+        lambda row: f"{row.megabytes:.3g}" if row.megabytes < 100 else f"{row.megabytes:.0f}",
+    )
     yield f"{metric}{unit}", lambda row: with_error(row.figures.metric, percent)
-    yield f"from {base} [95 %]", lambda row: with_interval(row.figures.difference, percent)
+    yield f"from {base}\n[95 %]", lambda row: with_interval(row.figures.difference, percent)
     if _any(rows, lambda figures: figures.divergence):
-        yield "KL, nats", lambda row: short(row.figures.divergence)
+        yield "KL,\nnats", lambda row: short(row.figures.divergence)
     if any(row.values_unquantized for row in rows):
-        yield "KL, values unq.", _values_divergence
+        yield "KL, values\nunquantized", _values_divergence
     if _any(rows, lambda figures: figures.agreement):
-        yield "same top-1, %", lambda row: _share(row.figures.agreement)
+        yield "same\ntop-1, %", lambda row: _share(row.figures.agreement)
     yield "seconds", lambda row: f"{row.seconds:.1f}"
 
 
@@ -108,12 +112,13 @@ def _decimals(error: float) -> int:
 
 
 def coverage(rows: Iterable[Row]) -> Iterator[Text]:
-    """What ran how: one line if it is the same for all formats."""
-    summaries = {row.format: row.coverage.summary for row in rows if row.coverage}
-    if len(set(summaries.values())) == 1:
-        summaries = {"Every format": next(iter(summaries.values()))}
-    for name, summary in summaries.items():
-        yield Text(f"{name}: {summary}.")
+    """What ran how: one line for the formats of which the same is to be said."""
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        if row.coverage:
+            groups.setdefault(row.coverage.summary, []).append(row.format)
+    for summary, names in groups.items():
+        yield Text(f"{'Every format' if len(groups) == 1 else ', '.join(names)}: {summary}.")
 
 
 def generation(rows: Iterable[Row]) -> Iterator[Text]:

@@ -14,7 +14,7 @@ from microscale.suite.measure import Measured
 from microscale.suite.statistics import Estimate, Verdict
 
 MARGIN = 0.01
-"""Parity: the share of the unquantized loss within which a loss counts as equal, fixed beforehand."""
+"""Parity: a loss counts as equal within this share of the unquantized loss, fixed beforehand."""
 
 PARITY = "mxint8"
 WORST = "mxfp4"

@@ -102,8 +102,9 @@ def check_generation(
     Both passes see the true tokens (teacher forcing), so a position differs only by what the
     cached pass cannot see yet: later tokens in a shared scale.
     """
-    longest = sorted(windows, key=len, reverse=True)[:GENERATED_WINDOWS]
-    length = min(PROMPT_TOKENS + GENERATED_TOKENS, *map(len, longest))
+    full_length = max(map(len, windows))
+    longest = [window for window in windows if len(window) == full_length][:GENERATED_WINDOWS]
+    length = min(PROMPT_TOKENS + GENERATED_TOKENS, full_length)
     prompt = length // 2
     ids = torch.tensor([window.inputs[:length] for window in longest], device=device)
     targets = torch.tensor([window.targets[prompt:length] for window in longest], device=device)

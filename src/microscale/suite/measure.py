@@ -169,11 +169,14 @@ def evaluating(model: nn.Module, seed: int) -> Iterator[None]:
                 module.training = training
 
 
-def _batches(evaluation: Predictions | Iterable[Predictions]) -> Iterator[Predictions]:
-    batches = (evaluation,) if isinstance(evaluation, Predictions) else evaluation
-    if not isinstance(batches, Iterable):
-        raise _not_an_evaluation(batches)
-    for predictions in batches:
+def _batches(evaluation: object) -> Iterator[Predictions]:
+    """The batches of what an evaluation returned, of which nothing is taken on trust."""
+    if isinstance(evaluation, Predictions):
+        yield evaluation
+        return
+    if not isinstance(evaluation, Iterable) or isinstance(evaluation, Mapping):
+        raise _not_an_evaluation(evaluation)
+    for predictions in evaluation:
         if not isinstance(predictions, Predictions):
             raise _not_an_evaluation(predictions)
         yield predictions
@@ -215,7 +218,7 @@ def _figures(name: str, values: Tensor) -> Tensor:
     values = torch.as_tensor(values).detach().cpu()
     if values.dim() != 1 or not len(values) or values.is_complex():
         raise MicroscaleError(
-            f"evaluate returned {name!r} with shape {tuple(values.shape)} and dtype {values.dtype}; "
-            f"give one real number for each unit, [units], so that formats can be paired."
+            f"evaluate returned {name!r} with shape {tuple(values.shape)} and dtype "
+            f"{values.dtype}; give one real number for each unit, [units], to pair formats by."
         )
     return values.double()

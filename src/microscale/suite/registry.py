@@ -133,12 +133,12 @@ def _minilm(folder: Path, setting: Setting, text: Path | None) -> Subject:
     encoder = load_encoder(setting)
     data = Docstrings.read(folder / "stdlib_docstrings.jsonl")
     about = "docstrings of Python's standard library, by module"
-    return Subject("minilm", encoder.model, sentence_task(encoder, data, setting, 400, about))
+    return Subject("minilm", encoder.model, sentence_task(encoder, data, setting, 320, about))
 
 
 def _stdlib_gpt(folder: Path, setting: Setting, text: Path | None) -> Subject:
     own = folder / "stdlib_excerpt.txt"
-    reading = Reading(limit=None if text else 128)
+    reading = Reading(limit=None if text else 96)
     about = text.name if text else "source of Python's standard library, held out"
     return _language(str(folder / "stdlib-gpt"), setting, text or own, reading, about)
 

@@ -70,7 +70,7 @@ def _shape(path: Path, name: str, tensors: dict[str, Tensor]) -> Shape:
         return Shape(
             channels=tensors["conv_1.weight"].shape[0],
             blocks=int(config["blocks"]),
-            strides=config["strides"],
+            strides={layer: (int(t), int(f)) for layer, (t, f) in config["strides"].items()},
             epsilon=float(config["bn_eps"]),
         )
     except (OSError, ValueError, KeyError) as error:

@@ -90,7 +90,7 @@ def sign(estimate: Estimate) -> Verdict:
 
 
 def equivalence(estimate: Estimate, margin: float) -> Verdict:
-    """Whether the whole interval lies within +-margin (holds), outside it (does not), or neither."""
+    """Whether the whole interval lies within +-margin (holds), outside (does not), or neither."""
     if -margin <= estimate.low and estimate.high <= margin:
         return Verdict.HOLDS
     outside = estimate.low > margin or estimate.high < -margin

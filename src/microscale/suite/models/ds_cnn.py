@@ -3,7 +3,7 @@
 Names of modules are those of the checkpoints `arm-kws/ds_cnn_*.safetensors`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -20,16 +20,16 @@ class Shape:
 
     channels: int
     blocks: int
-    strides: Mapping[str, Sequence[int]]
+    strides: Mapping[str, tuple[int, int]]
     epsilon: float
 
 
 class DepthwiseSeparable(nn.Module):
     """A 3x3 convolution of each channel alone, then a 1x1 convolution across channels."""
 
-    def __init__(self, channels: int, stride: Sequence[int], epsilon: float) -> None:
+    def __init__(self, channels: int, stride: tuple[int, int], epsilon: float) -> None:
         super().__init__()
-        self.dw = nn.Conv2d(channels, channels, KERNEL, stride=tuple(stride), groups=channels)
+        self.dw = nn.Conv2d(channels, channels, KERNEL, stride=stride, groups=channels)
         self.bn_dw = nn.BatchNorm2d(channels, eps=epsilon)
         self.pw = nn.Conv2d(channels, channels, 1)
         self.bn_pw = nn.BatchNorm2d(channels, eps=epsilon)
@@ -45,7 +45,7 @@ class DSCNN(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        first = tuple(shape.strides["conv_1"])
+        first = shape.strides["conv_1"]
         self.conv_1 = nn.Conv2d(1, shape.channels, FIRST_KERNEL, stride=first)
         self.bn_1 = nn.BatchNorm2d(shape.channels, eps=shape.epsilon)
         self.separable = [f"ds_{index + 1}" for index in range(shape.blocks)]
@@ -65,7 +65,7 @@ class DSCNN(nn.Module):
 
 
 def pad_same(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Pad like TensorFlow's "SAME": max((ceil(n/s) - 1) s + k - n, 0), the smaller half in front."""
+    """Pad as TensorFlow's "SAME": max((ceil(n/s) - 1) s + k - n, 0), the smaller half in front."""
     sides: list[int] = []
     # F.pad counts dimensions from the last one.
     for n, k, s in reversed(list(zip(x.shape[2:], conv.kernel_size, conv.stride, strict=True))):

@@ -55,8 +55,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [batch, steps, width] to the same shape."""
         x = self.norm1(x + self.attn(x))
-        x = self.norm2(x + self.mlp(x))
-        return x
+        normed: Tensor = self.norm2(x + self.mlp(x))
+        return normed
 
 
 class KeywordTransformer(nn.Module):
