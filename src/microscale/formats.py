@@ -311,6 +311,14 @@ LARGEST_BLOCK = 2**15
 """Rows are stored as whole blocks; for longer ones there are whole blocks, such as "token"."""
 
 
+def _check_parts(element: object, scale: object) -> None:
+    if not isinstance(element, ElementFormat) or not isinstance(scale, ScaleFormat):
+        raise MicroscaleError(
+            f"a block format is made of an ElementFormat and a ScaleFormat, not of {element!r} and "
+            f"{scale!r}; get_format reads spellings."
+        )
+
+
 def _check_block(block: object) -> None:
     if isinstance(block, str):
         if block not in WHOLE_BLOCKS:
@@ -362,13 +370,9 @@ class BlockFormat:
 
     def __post_init__(self) -> None:
         """Check that the parts fit together; fill in the default rule."""
-        if not isinstance(self.element, ElementFormat) or not isinstance(self.scale, ScaleFormat):
-            raise MicroscaleError(
-                f"a block format is made of an ElementFormat and a ScaleFormat, not of "
-                f"{self.element!r} and {self.scale!r}; get_format reads spellings."
-            )
+        _check_parts(self.element, self.scale)
         given = typing.cast("ScaleRule | None", self.rule)
-        rule = ScaleRule(given or self.scale.default_rule)
+        rule = self.scale.default_rule if given is None else ScaleRule(given)
         object.__setattr__(self, "rule", rule)
         if (rule is ScaleRule.AMAX) == self.scale.is_power_of_two:
             rules = [r for r in ScaleRule if (r is ScaleRule.AMAX) != self.scale.is_power_of_two]

@@ -30,23 +30,25 @@ def test_loads_model_tokenizer_and_context(language: LanguageModel) -> None:
 
 @pytest.mark.parametrize("length", [1, 16, 64])
 def test_windows_predict_every_token_once(language: LanguageModel, length: int) -> None:
-    windows = cut(language, TEXT, length=length)
+    windows = cut(language, TEXT, Reading(length=length))
     predicted = [token for window in windows for token in window.targets]
     assert predicted == encode(language.tokenizer, TEXT)[1:]
 
 
 def test_openings_are_cut_with_their_first_token(language: LanguageModel) -> None:
     text = f"{TEXT}\n<|endoftext|>\nthe cat\n<|endoftext|>\n{TEXT}"
-    windows = cut(language, text, length=16, openings=True)
+    windows = cut(language, text, Reading(length=16, openings=True))
     assert [len(window) for window in windows] == [15, 2, 15]
     assert all(window.inputs[0] == 0 for window in windows)
+    first = cut(language, text, Reading(length=16, openings=True, documents=2))
+    assert first == windows[:2]
 
 
 def test_perplexity_is_the_models_own(language: LanguageModel) -> None:
     task = language_task(language, TEXT, Setting.parse(batch_size=3), Reading(length=32), "text")
     with evaluating(language.model, 0):
         measured, _ = measure_reference(language.model, task, lambda _: None)
-        windows = cut(language, TEXT, length=32)
+        windows = cut(language, TEXT, Reading(length=32))
         losses = [
             F.cross_entropy(
                 language.model(torch.tensor([window.inputs])).logits[0].double(),
@@ -71,7 +73,7 @@ def test_limit_and_seed_choose_the_windows(language: LanguageModel) -> None:
 
 
 def test_a_cache_changes_nothing_in_float(language: LanguageModel) -> None:
-    windows = cut(language, TEXT, length=64)
+    windows = cut(language, TEXT, Reading(length=64))
     with evaluating(language.model, 0):
         found = check_generation(language.model, windows=windows, device=CPU)
     assert found.divergence < 1e-8

@@ -201,11 +201,7 @@ def test_ds_cnn_reaches_the_accuracy_it_states() -> None:
     ("name", "loss"), [("stories260k-llama", 1.3139), ("babyllama-tok105", 0.5649)]
 )
 def test_llamas_reach_the_loss_they_state(name: str, loss: float) -> None:
-    # Their README counts the first 400 stories; 60 drawn ones must lie about there.
-    (plan,) = registry.plan(name, None, Setting.parse(limit=60))
-    subject = plan.load()
-    with evaluating(subject.model, 0):
-        found, _ = measure_reference(subject.model, subject.task, lambda _: None)
+    found = measured(name)
+    assert found.units == 400
     assert found.loss is not None
-    estimate = mean(found.loss, found.weight)
-    assert abs(estimate.value - loss) < 3 * estimate.error < 0.2
+    assert mean(found.loss, found.weight).value == pytest.approx(loss, abs=2e-4)

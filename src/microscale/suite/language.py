@@ -5,7 +5,7 @@ blocks along keys depend on the window alone, not on what shares its batch.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -35,22 +35,24 @@ VALUES_NOTE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """How a text is read: the window's length, and whether only each document's first is used."""
+    """How a text is read.
+
+    `length` of a window; `openings`: only the first window of each document; `documents`: only
+    the first so many; `limit`: how many windows are used where the setting names none.
+    """
 
     length: int = WINDOW
     openings: bool = False
+    documents: int | None = None
     limit: int | None = None
 
 
 def language_task(
     language: LanguageModel, text: str, setting: Setting, reading: Reading, about: str
 ) -> Task:
-    """The task of predicting `text`; `about` names it in the report.
-
-    `reading.limit` is the number of windows used where the setting names none.
-    """
+    """The task of predicting `text`, read as `reading` says; `about` names it in the report."""
     length = min(reading.length, language.context)
-    every = cut(language, text, length=length, openings=reading.openings)
+    every = cut(language, text, replace(reading, length=length))
     limit = setting.limit if setting.limit is not None else reading.limit
     chosen = sample(every, limit, setting.seed)
     tokens = sum(map(len, chosen))
@@ -68,17 +70,17 @@ def language_task(
     )
 
 
-def cut(language: LanguageModel, text: str, *, length: int, openings: bool = False) -> list[Window]:
-    """The windows of a text. `openings`: only the first of each document.
+def cut(language: LanguageModel, text: str, reading: Reading) -> list[Window]:
+    """The windows of a text; `reading.limit` is not applied yet.
 
     Raises MicroscaleError if the text has no two tokens to predict one from the other.
     """
     every: list[Window] = []
-    for document in documents(text):
+    for document in documents(text)[: reading.documents]:
         tokens = encode(language.tokenizer, document)
         # An opening is cut at `length` tokens, the first included, as the stories' READMEs count.
-        kept = tokens[:length] if openings else tokens
-        every.extend(windows(kept, length))
+        kept = tokens[: reading.length] if reading.openings else tokens
+        every.extend(windows(kept, reading.length))
     if not every:
         raise MicroscaleError(
             f"the text holds {len(text)} characters but no token that another one precedes; "
