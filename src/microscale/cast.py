@@ -58,8 +58,7 @@ def cast(
     tensor = to_tensor(x)
     target = None if out is None else to_tensor(out, "out")
     to = result_dtype(tensor, dtype, target)
-    if isinstance(x, np.ndarray) and to is torch.bfloat16:  # type: ignore[redundant-expr]
-        raise MicroscaleError("dtype torch.bfloat16: NumPy has no such type; give a torch tensor.")
+    _check_array_type(x, to)
     spelling = fmt if isinstance(fmt, str) else get_block_format(fmt).name
     options = f"{rounding} {overflow} {nonfinite} {flush_subnormals}"
     if not torch.compiler.is_compiling():  # compiled code is checked by the fake kernel instead
@@ -72,7 +71,16 @@ def cast(
     if target is not None and out is not None:
         write(values, target)
         return out
-    return typing.cast("TensorOrArray", values if tensor is x else values.numpy())  # type: ignore[redundant-expr]
+    return typing.cast("TensorOrArray", _like(values, x))
+
+
+def _check_array_type(x: object, dtype: torch.dtype) -> None:
+    if isinstance(x, np.ndarray) and dtype is torch.bfloat16:
+        raise MicroscaleError("dtype torch.bfloat16: NumPy has no such type; give a torch tensor.")
+
+
+def _like(values: Tensor, x: object) -> object:
+    return values.numpy() if isinstance(x, np.ndarray) else values
 
 
 def write(values: Tensor, out: Tensor) -> Tensor:
