@@ -13,6 +13,7 @@ from microscale.errors import MicroscaleError
 from microscale.formats import BlockFormat, get_block_format
 from microscale.kernels.plan import FLOATS, plan
 from microscale.rounding import Gradient, make_options
+from microscale.seed import Seed, seed_tensor
 
 Array = NDArray[np.floating]
 TensorOrArray = TypeVar("TensorOrArray", Tensor, Array)
@@ -28,6 +29,7 @@ def cast(
     nonfinite: str = "block",
     flush_subnormals: str = "off",
     gradient: str = "identity",
+    seed: Seed = None,
     dtype: torch.dtype | None = None,
     out: TensorOrArray | None = None,
 ) -> TensorOrArray:
@@ -38,12 +40,14 @@ def cast(
             computed in float64, the others in float32; power-of-two scales are exact.
         fmt: a block format or its spelling, such as "mxfp4".
         axis: the axis that blocks run along; the reduction axis of the product to come.
-        rounding: "even", "away" or "zero".
+        rounding: "even", "away", "zero" or "stochastic".
         overflow: "saturate", or "nonfinite" for elements that have NaN or infinity.
         nonfinite: "block" makes a block that holds NaN or infinity NaN; "element" keeps what the
             element can encode.
         flush_subnormals: "off", "element" (arXiv 2310.10537, Algorithm 1) or "block" (its library).
         gradient: "identity", or "clipped" for zero where the cast saturates.
+        seed: of stochastic rounding: an integer, or an int64 tensor (seed, call, operand[, index
+            of x's first element in a sharded tensor]); None draws one from torch's generator.
         dtype: of the result; x's by default. Where it cannot hold a value (float16), IEEE rounding.
         out: a tensor or array of x's shape that receives the result, without a gradient.
 
@@ -64,7 +68,8 @@ def cast(
     if not torch.compiler.is_compiling():  # compiled code is checked by the fake kernel instead
         plan(tensor, fmt, axis, make_options(rounding, overflow, nonfinite, flush_subnormals))
         Gradient(gradient)
-    values: Tensor = torch.ops.microscale.cast(tensor, spelling, axis, options, to)
+    key = seed_tensor(seed, rounding)
+    values: Tensor = torch.ops.microscale.cast(tensor, spelling, axis, options, to, key)
     if gradient == Gradient.CLIPPED.value and tensor.requires_grad:
         inside = torch.ops.microscale.in_range(tensor.detach(), spelling, axis, options)
         values = torch.where(inside, values, values.detach())

@@ -374,11 +374,16 @@ class BlockFormat:
         given = typing.cast("ScaleRule | None", self.rule)
         rule = self.scale.default_rule if given is None else ScaleRule(given)
         object.__setattr__(self, "rule", rule)
-        if (rule is ScaleRule.AMAX) == self.scale.is_power_of_two:
-            rules = [r for r in ScaleRule if (r is ScaleRule.AMAX) != self.scale.is_power_of_two]
+        fits = [r for r in ScaleRule if r.is_power_of_two == self.scale.is_power_of_two]
+        if rule not in fits:
             raise MicroscaleError(
                 f"scale rule {rule} does not apply to the scale format {self.scale}; "
-                f"use {' or '.join(rules)}."
+                f"use {' or '.join(fits)}."
+            )
+        if rule is ScaleRule.FOUR_OVER_SIX and self.element != E2M1:
+            raise MicroscaleError(
+                f"scale rule {rule} is a choice between the values 6 and 4 of e2m1, not for "
+                f"{self.element}; use {ScaleRule.AMAX}."
             )
         _check_block(self.block)
         if self.tensor_scale is not None and (

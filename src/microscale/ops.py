@@ -26,11 +26,15 @@ def _define(schema: str, kernel: Callable[..., object], fake: Callable[..., obje
     torch.library.register_fake(f"microscale::{name}", fake, lib=_library)
 
 
-def _cast(x: Tensor, fmt: str, axis: int, options: str, dtype: torch.dtype) -> Tensor:
-    return reference.cast(x, plan(x, fmt, axis, read_options(options)), dtype)
+def _cast(
+    x: Tensor, fmt: str, axis: int, options: str, dtype: torch.dtype, seed: Tensor | None
+) -> Tensor:
+    return reference.cast(x, plan(x, fmt, axis, read_options(options)), dtype, seed)
 
 
-def _cast_fake(x: Tensor, fmt: str, axis: int, options: str, dtype: torch.dtype) -> Tensor:
+def _cast_fake(
+    x: Tensor, fmt: str, axis: int, options: str, dtype: torch.dtype, seed: Tensor | None
+) -> Tensor:
     plan(x, fmt, axis, read_options(options))
     return x.new_empty(x.shape, dtype=dtype)
 
@@ -40,14 +44,14 @@ def _in_range(x: Tensor, fmt: str, axis: int, options: str) -> Tensor:
 
 
 def _in_range_fake(x: Tensor, fmt: str, axis: int, options: str) -> Tensor:
-    return _cast_fake(x, fmt, axis, options, torch.bool)
+    return _cast_fake(x, fmt, axis, options, torch.bool, None)
 
 
-def _quantize(x: Tensor, fmt: str, axis: int, options: str) -> Stored:
-    return reference.quantize(x, plan(x, fmt, axis, read_options(options)))
+def _quantize(x: Tensor, fmt: str, axis: int, options: str, seed: Tensor | None) -> Stored:
+    return reference.quantize(x, plan(x, fmt, axis, read_options(options)), seed)
 
 
-def _quantize_fake(x: Tensor, fmt: str, axis: int, options: str) -> Stored:
+def _quantize_fake(x: Tensor, fmt: str, axis: int, options: str, seed: Tensor | None) -> Stored:
     return empty_storage(x, plan(x, fmt, axis, read_options(options)))
 
 
@@ -66,9 +70,9 @@ def _dequantize_fake(
 
 
 _CAST = "Tensor x, str format, int axis, str options"
-_define(f"cast({_CAST}, ScalarType dtype) -> Tensor", _cast, _cast_fake)
+_define(f"cast({_CAST}, ScalarType dtype, Tensor? seed) -> Tensor", _cast, _cast_fake)
 _define(f"in_range({_CAST}) -> Tensor", _in_range, _in_range_fake)
-_define(f"quantize({_CAST}) -> (Tensor, Tensor, Tensor)", _quantize, _quantize_fake)
+_define(f"quantize({_CAST}, Tensor? seed) -> (Tensor, Tensor, Tensor)", _quantize, _quantize_fake)
 _define(
     "dequantize(Tensor[] stored, str format, int axis, ScalarType compute, SymInt length, "
     "ScalarType dtype) -> Tensor",
@@ -82,7 +86,7 @@ def _remember_dtype(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _straight_through(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return grad.to(ctx.dtype), None, None, None, None
+    return grad.to(ctx.dtype), None, None, None, None, None
 
 
 torch.library.register_autograd(

@@ -108,7 +108,7 @@ def _stored_like(target: Packed, source: Tensor) -> Stored:
         source = source.dequantize()
     spelled = (target.format.name, target.axis, str(Options()))
     values = source.detach().to(target.packing.compute)
-    stored: Stored = torch.ops.microscale.quantize(values, *spelled)
+    stored: Stored = torch.ops.microscale.quantize(values, *spelled, None)
     return stored
 
 

@@ -47,6 +47,7 @@ class Rounding(Law):
     )
     AWAY = "away", "nearest value of the grid; a tie goes away from zero"
     ZERO = "zero", "nearest value of the grid towards zero (truncation)"
+    STOCHASTIC = "stochastic", "away from zero with probability floor(2^32 f) / 2^32, f the part of the gap"
 
 
 class ScaleRule(Law):
@@ -56,7 +57,17 @@ class ScaleRule(Law):
     CEIL = "ceil", "exponent = ceil(log2(amax)) - emax"
     EVEN = "even", "exponent = floor(log2(R(amax))) - emax"
     RCEIL = "rceil", "exponent = ceil(log2(amax / largest))"
+    MSE = "mse", "of floor's exponent and its two neighbours the one with the least squared error"
     AMAX = "amax", "scale = amax / largest, rounded once to the scale format"
+    FOUR_OVER_SIX = (
+        "four_over_six",
+        "of the scales that take amax to 6 and to 4 the one with the least squared error (e2m1)",
+    )
+
+    @property
+    def is_power_of_two(self) -> bool:
+        """Whether the rule chooses an exponent, not a real-valued scale."""
+        return self not in (ScaleRule.AMAX, ScaleRule.FOUR_OVER_SIX)
 
 
 class Overflow(Law):

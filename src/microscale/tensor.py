@@ -17,6 +17,7 @@ from microscale.kernels.storage import Layout
 from microscale.packed import Packed
 from microscale.packed_ops import dispatch
 from microscale.rounding import make_options
+from microscale.seed import Seed, seed_tensor
 
 
 class BlockTensor(Packed):
@@ -107,6 +108,7 @@ def quantize(
     overflow: str = "saturate",
     nonfinite: str = "block",
     flush_subnormals: str = "off",
+    seed: Seed = None,
 ) -> BlockTensor:
     """Cast `x` and keep codes and scales, truly packed. The arguments are those of `cast`.
 
@@ -117,7 +119,8 @@ def quantize(
     options = make_options(rounding, overflow, nonfinite, flush_subnormals)
     checked = plan(tensor, fmt, axis, options)
     spelled = (str(checked.format), checked.axis, str(options))
-    stored = torch.ops.microscale.quantize(tensor.detach(), *spelled)
+    key = seed_tensor(seed, rounding)
+    stored = torch.ops.microscale.quantize(tensor.detach(), *spelled, key)
     return BlockTensor(stored, Layout.of(checked, tensor.dtype), tensor.shape, tensor.dtype)
 
 

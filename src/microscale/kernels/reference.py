@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from microscale.formats import BlockFormat, ElementFormat, ScaleFormat, packing_group
+from microscale.kernels.philox import random_words
 from microscale.kernels.plan import Plan
 from microscale.kernels.storage import Layout, Stored, decoded_shape, empty_storage
-from microscale.rounding import FlushSubnormals, Nonfinite, Overflow, Rounding, ScaleRule
+from microscale.rounding import FlushSubnormals, Nonfinite, Options, Overflow, Rounding, ScaleRule
 
 SMALLEST_NORMAL = 2.0**-126  # of float32
 UNBOUNDED_NAN = -(2**15)  # the int16 that stands for a NaN scale without a bound
@@ -38,12 +39,12 @@ class Scales(NamedTuple):
 # ---------------------------------------------------------------- whole casts
 
 
-def cast(x: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
+def cast(x: Tensor, plan: Plan, dtype: torch.dtype, seed: Tensor | None = None) -> Tensor:
     """Values of `x` on the format's grid: `dequantize(quantize(x))` without packing."""
     if x.numel() == 0:
         return torch.empty(x.shape, dtype=dtype, device=x.device)
     blocks, scales = scale(split(widen(x, plan.format), plan), plan)
-    values = times(rounded(blocks, scales, plan), scales)
+    values = times(rounded(blocks, scales, plan, random_like(x, plan, seed)), scales)
     return narrow(merge(values, x.shape, plan), dtype).contiguous()
 
 
@@ -60,14 +61,15 @@ def in_range(x: Tensor, plan: Plan) -> Tensor:
     return merge(blocks.abs() <= limit, x.shape, plan).contiguous()
 
 
-def quantize(x: Tensor, plan: Plan) -> Stored:
+def quantize(x: Tensor, plan: Plan, seed: Tensor | None = None) -> Stored:
     """Packed codes and stored scales, the block axis last, and the tensor scale (else empty)."""
     fmt, shape = plan.format, x.shape or (1,)
     x = x.reshape(shape)
     if x.numel() == 0:
         return _storage_of_nothing(x, plan)
     blocks, scales = scale(split(widen(x, fmt), plan), plan)
-    codes = merge(encode(rounded(blocks, scales, plan), fmt.element), shape, plan)
+    values = rounded(blocks, scales, plan, random_like(x, plan, seed))
+    codes = merge(encode(values, fmt.element), shape, plan)
     stored = encode_scale(scales.block, fmt.scale)
     if isinstance(fmt.block, int):
         stored = stored.squeeze(plan.axis + 1)
@@ -153,9 +155,13 @@ def merge(blocks: Tensor, shape: tuple[int, ...], plan: Plan) -> Tensor:
 
 def _largest(magnitudes: Tensor, plan: Plan) -> Tensor:
     """The largest value of each block, with the reduced dimensions kept."""
-    if isinstance(plan.format.block, int):
-        return magnitudes.amax(plan.axis + 1, keepdim=True)
-    return magnitudes.amax(plan.reduced(magnitudes.dim()), keepdim=True)
+    return magnitudes.amax(_shared(magnitudes, plan), keepdim=True)
+
+
+def _shared(blocks: Tensor, plan: Plan) -> tuple[int, ...]:
+    """The dimensions of split blocks that share a scale."""
+    counted = isinstance(plan.format.block, int)
+    return (plan.axis + 1,) if counted else plan.reduced(blocks.dim())
 
 
 # ---------------------------------------------------------------- scale
@@ -176,9 +182,10 @@ def scale(blocks: Tensor, plan: Plan) -> tuple[Tensor, Scales]:
         amax = amax.masked_fill(flushed, 0.0)
     amax = amax.masked_fill(poisoned, 0.0)
     if plan.format.scale.is_power_of_two:
-        block = power_of_two(shared_exponent(amax, plan.format), amax.dtype)
+        block = power_scale(amax, blocks, plan)
         return blocks, Scales(block.masked_fill(poisoned, math.nan), None)
-    block, outer = real_scale(amax, plan.format)
+    outer = tensor_scale(amax, plan.format)
+    block = _real_scale(amax, blocks, outer, plan)
     if options.nonfinite is Nonfinite.ELEMENT:
         # An infinity beside a scale that underflowed to zero would vanish: make it NaN instead.
         poisoned = poisoned | ((block == 0) & _largest(blocks.isinf(), plan))
@@ -212,27 +219,78 @@ def shared_exponent(amax: Tensor, fmt: BlockFormat) -> Tensor:
     return shared.clamp(low, high).masked_fill(amax == 0, zero).to(torch.int32)
 
 
-def real_scale(amax: Tensor, fmt: BlockFormat) -> tuple[Tensor, Tensor | None]:
-    """Block scales amax / largest, rounded once to the scale format; 1 for blocks of zeros.
+def power_scale(amax: Tensor, blocks: Tensor, plan: Plan) -> Tensor:
+    """The power-of-two scale of each block, searched for where the rule says so."""
+    exponent = shared_exponent(amax, plan.format)
+    if plan.format.rule is not ScaleRule.MSE:
+        return power_of_two(exponent, amax.dtype)
+    assert plan.format.scale.exponents is not None
+    low, high = plan.format.scale.exponents
+    # The smaller first: it wins a tie. A block of zeros keeps the scale that zeros have.
+    moves = (torch.where(amax == 0, 0, move) for move in (-1, 0, 1))
+    near = [power_of_two((exponent + move).clamp(low, high).int(), amax.dtype) for move in moves]
+    return least_error(blocks, [Scales(block, None) for block in near], plan)
 
-    With a tensor scale: the tensor's amax / (largest scale x largest element) in the outer format,
-    and (amax / largest element) / tensor scale, each division rounded to the working type, for the
-    blocks (NVFP4).
+
+def least_error(blocks: Tensor, candidates: list[Scales], plan: Plan) -> Tensor:
+    """Of several scales for each block the first with the least sum of squared errors.
+
+    Errors are those of rounding to nearest, summed in float64 in the order of the elements.
     """
-    grid, largest = fmt.scale.grid, fmt.element.largest
+    nearest = Plan(plan.format, plan.axis, Options(nonfinite=Nonfinite.ELEMENT))
+    block, least = candidates[0].block, _squared_error(blocks, candidates[0], nearest)
+    for scales in candidates[1:]:
+        error = _squared_error(blocks, scales, nearest)
+        block = torch.where(error < least, scales.block, block)
+        least = torch.minimum(error, least)
+    return block
+
+
+def _squared_error(blocks: Tensor, scales: Scales, plan: Plan) -> Tensor:
+    values = times(rounded(blocks, scales, plan), scales)
+    errors = (blocks.double() - values.double()).nan_to_num(0.0, 0.0, 0.0).square()
+    dims = _shared(blocks, plan)
+    kept = [d for d in range(errors.dim()) if d not in dims]
+    # cumsum is the one sum of PyTorch that goes from the first element to the last.
+    ordered = errors.permute(*kept, *dims).flatten(len(kept)).cumsum(-1)[..., -1]
+    return ordered.reshape([1 if d in dims else n for d, n in enumerate(errors.shape)])
+
+
+def _real_scale(amax: Tensor, blocks: Tensor, outer: Tensor | None, plan: Plan) -> Tensor:
+    """The real-valued scale of each block, of two candidates where the rule says so."""
+    grid = plan.format.scale.grid
     assert grid is not None
+    block = real_scale(amax, plan.format.element.largest, outer, grid)
+    if plan.format.rule is not ScaleRule.FOUR_OVER_SIX:
+        return block
+    # Taking amax to 4 makes the scale larger, so amax to 6 comes first and wins a tie.
+    candidates = [Scales(block, outer), Scales(real_scale(amax, 4.0, outer, grid), outer)]
+    return least_error(blocks, candidates, plan)
+
+
+def tensor_scale(amax: Tensor, fmt: BlockFormat) -> Tensor | None:
+    """The outer scale: the tensor's amax / (largest scale x largest element); 1 for zeros (NVFP4)."""
     if fmt.tensor_scale is None:
+        return None
+    assert fmt.tensor_scale.grid is not None
+    quotient = amax.amax().double() / (fmt.scale.largest * fmt.element.largest)
+    outer = round_to_grid(quotient, fmt.tensor_scale.grid).to(amax.dtype)
+    return torch.where(quotient == 0, 1.0, outer)
+
+
+def real_scale(amax: Tensor, largest: float, outer: Tensor | None, grid: ElementFormat) -> Tensor:
+    """Block scales that take amax to `largest`, rounded once to the scale's grid; 1 for zeros.
+
+    With an outer scale they are (amax / largest) / outer, each division rounded to the working
+    type (NVFP4).
+    """
+    if outer is None:
         # In float64 the quotient is exact enough to be rounded once to any scale format.
-        quotient, outer = amax.double() / largest, None
+        quotient = amax.double() / largest
     else:
-        assert fmt.tensor_scale.grid is not None
-        whole = amax.amax().double() / (fmt.scale.largest * largest)
-        outer = round_to_grid(whole, fmt.tensor_scale.grid).to(amax.dtype)
-        outer = torch.where(whole == 0, 1.0, outer)
         # A tensor scale that underflowed to zero leaves zero scales, not NaN.
         quotient = torch.where(outer == 0, 0.0, amax / largest / outer)
-    rounded = round_to_grid(quotient, grid).to(amax.dtype)
-    return torch.where(amax == 0, 1.0, rounded), outer
+    return torch.where(amax == 0, 1.0, round_to_grid(quotient, grid).to(amax.dtype))
 
 
 def power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
@@ -253,7 +311,21 @@ def times(values: Tensor, scales: Scales) -> Tensor:
 # ---------------------------------------------------------------- round
 
 
-def rounded(blocks: Tensor, scales: Scales, plan: Plan) -> Tensor:
+def random_like(x: Tensor, plan: Plan, seed: Tensor | None) -> Tensor | None:
+    """32 random bits for each element of the blocks of `x`, where the rounding needs them.
+
+    They depend on the key and the logical index of the element in the whole tensor, of which x may
+    be a shard along dimension 0: `seed` is int64 [4], the seed, the numbers of the call and of the
+    operand, and the index of x's first element.
+    """
+    if plan.options.rounding is not Rounding.STOCHASTIC:
+        return None
+    assert seed is not None
+    index = torch.arange(x.numel(), device=x.device).reshape(x.shape or (1,)) + seed[3]
+    return split(random_words(index, seed[:3]), plan)
+
+
+def rounded(blocks: Tensor, scales: Scales, plan: Plan, words: Tensor | None = None) -> Tensor:
     """The values x / scale on the element's grid."""
     element, options = plan.format.element, plan.options
     if scales.tensor is None and plan.format.scale.is_power_of_two:
@@ -262,7 +334,7 @@ def rounded(blocks: Tensor, scales: Scales, plan: Plan) -> Tensor:
         divisor = scales.block if scales.tensor is None else scales.block * scales.tensor
         # A scale that underflowed to zero stands for a block of (signed) zeros.
         quotient = blocks / divisor.masked_fill(divisor == 0, math.inf)
-    values = round_to_grid(quotient, element, options.rounding, options.overflow)
+    values = round_to_grid(quotient, element, options.rounding, options.overflow, words)
     if options.nonfinite is Nonfinite.ELEMENT and element.has_inf:
         values = torch.where(quotient.isinf(), quotient, values)
     return values
@@ -273,10 +345,11 @@ def round_to_grid(
     element: ElementFormat,
     rounding: Rounding = Rounding.EVEN,
     overflow: Overflow = Overflow.SATURATE,
+    words: Tensor | None = None,
 ) -> Tensor:
     """Round `x` to the element's grid, once, then treat what lies beyond it. NaN stays."""
     spacing = grid_spacing(x, element)
-    values = round_to_integer(x / spacing, rounding).mul_(spacing)
+    values = round_to_integer(x / spacing, rounding, words).mul_(spacing)
     if not element.has_negative_zero:
         values.add_(0.0)  # -0 + 0 = +0
     if overflow is Overflow.SATURATE:
@@ -300,13 +373,21 @@ def grid_spacing(x: Tensor, element: ElementFormat) -> Tensor | float:
     return power.mul_(math.ldexp(1.0, -element.mantissa_bits))
 
 
-def round_to_integer(x: Tensor, rounding: Rounding) -> Tensor:
-    """Round to an integer. Half away is not trunc(x + 0.5), which errs just below a half."""
+def round_to_integer(x: Tensor, rounding: Rounding, words: Tensor | None = None) -> Tensor:
+    """Round to an integer; `words` are 32 random bits an element for stochastic rounding.
+
+    Half away is not trunc(x + 0.5), which errs just below a half.
+    """
     if rounding is Rounding.EVEN:
         return x.round()
     whole = x.trunc()
     if rounding is Rounding.ZERO:
         return whole
+    if rounding is Rounding.STOCHASTIC:
+        assert words is not None
+        # The fraction is exact, so is its product with 2^32: the probability errs by truncation only.
+        beyond = words < (x - whole).abs().double().mul(2.0**32).long()
+        return torch.where(beyond, whole + x.sign(), whole)
     return torch.where((x - whole).abs() >= 0.5, whole + x.sign(), whole)
 
 
