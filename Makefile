@@ -1,6 +1,7 @@
 # make demo       install into .venv, then compare formats on the embedded models
 # make test       the same installation, then the tests (under 10 minutes on 2 cores)
 # make test-full  every test, the long ones too
+# make compare-all  formats on every known model into docs/results.md; set MICROSCALE_DATA for all
 # make lint       style and types
 # make clean      remove what was made, .venv included
 #
@@ -21,7 +22,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 # One thread for each test process: on few cores more threads only wait for each other.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test test-full lint format install clean
+.PHONY: demo test test-full compare-all lint format install clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -33,6 +34,9 @@ test: $(STAMP)
 
 test-full: $(STAMP)
 	$(PYTEST)
+
+compare-all: $(STAMP)
+	$(BIN)/python runs/compare_all.py --jobs $(JOBS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -35,7 +35,15 @@ class Seen:
     @property
     def reduction(self) -> int:
         """How many products each value of the result sums."""
+        if self.transposed:
+            # Each position takes a part of the kernel, at most all of it.
+            return self.right[:, 0].numel() // int(self.geometry[-1])
         return self.right[0].numel() if self.geometry else self.left.shape[-1]
+
+    @property
+    def transposed(self) -> bool:
+        """Whether this is a transposed convolution."""
+        return bool(self.geometry) and bool(self.geometry[3])
 
     def exact(self) -> tuple[Tensor, Tensor]:
         """The result in float64, and the sum of magnitudes that bounds its error."""
@@ -64,7 +72,9 @@ class Seen:
 
         Casting twice changes nothing (with the floor rule), so a cast factor equals its cast.
         """
-        axes = (1, 1) if self.geometry else (-1, -2)
+        axes = (1, 0 if self.transposed else 1) if self.geometry else (-1, -2)
+        if not self.geometry and self.right.dim() == 1:
+            axes = (-1, -1)
         for factor, fmt, axis in ((self.left, left, axes[0]), (self.right, right, axes[1])):
             if fmt is not None:
                 assert torch.equal(cast(factor, fmt, axis), factor), (self.operator, fmt)
@@ -86,6 +96,10 @@ class ProductSpy(TorchDispatchMode):
         if packet in (aten.mm, aten.bmm):
             self.seen.append(Seen(name, args[0], args[1], None, result))
         elif packet in (aten.addmm, aten.baddbmm, aten.addmm_, aten.baddbmm_):
+            self.seen.append(Seen(name, args[1], args[2], args[0], result))
+        elif packet in (aten.mv, aten.dot, aten.vdot):
+            self.seen.append(Seen(name, args[0], args[1], None, result))
+        elif packet in (aten.addmv, aten.addmv_):
             self.seen.append(Seen(name, args[1], args[2], args[0], result))
         elif packet is aten.convolution:
             self.seen.append(Seen(name, args[0], args[1], args[2], result, tuple(args[3:])))

@@ -36,7 +36,7 @@ REFUSED: list[tuple[str, Any, Any, dict[str, Any]]] = [
     ("None is neither a spelling nor a format", X, None, {}),
     (r"fp4_e2m1-32x32: tiles of \(32, 32\) cannot be cast", X, "mxfp4-32x32", {}),
     (r"rounding='evne' is not known\. Did you mean even", X, "mxfp4", {"rounding": "evne"}),
-    ("rounding='stochastic' is not known", X, "mxfp4", {"rounding": "stochastic"}),
+    ("rounding='dither' is not known", X, "mxfp4", {"rounding": "dither"}),
     (r"overflow='sat' is not known\. Did you mean sat", X, "mxfp4", {"overflow": "sat"}),
     ("overflow='nonfinite' needs .* and e2m1 has neither", X, "mxfp4", {"overflow": "nonfinite"}),
     ("overflow='nonfinite' needs .* and int8 has neither", X, "mxint8", {"overflow": "nonfinite"}),

@@ -56,6 +56,38 @@ class Around(nn.Module):
         return result
 
 
+class Contracted(nn.Module):
+    """Products that are no matmul as they stand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(64, 4, 16))
+        self.form = nn.Bilinear(64, 64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Contract four times."""
+        heads = torch.einsum("btd,dhk->bhtk", x, self.w)
+        scores = torch.einsum("bhtk,bhsk->bhts", heads, heads)
+        mixed = torch.tensordot(scores, heads.sum(0), dims=([1, 3], [0, 1]))
+        result: Tensor = torch.inner(
+            self.form(x, x), torch.addbmm(mixed[0, :3, :3], x[:, :3], x[:, :3].mT)
+        )
+        return result
+
+
+class Cell(nn.Module):
+    """An LSTM cell, called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(64, 48)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Two steps over [2, T, 64]."""
+        h: Tensor = self.cell(x[1], self.cell(x[0]))[0]
+        return h
+
+
 def modules() -> dict[str, tuple[nn.Module, Tensor]]:
     x = torch.randn(2, 40, 64)
     encoder = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
@@ -66,6 +98,10 @@ def modules() -> dict[str, tuple[nn.Module, Tensor]]:
         "conv2d": (nn.Conv2d(2, 8, 3, groups=2), x[None]),
         "transformer layer": (encoder.eval(), x),
         "transformer": (nn.TransformerEncoder(encoder, 2, enable_nested_tensor=False).eval(), x),
+        "conv_transpose2d": (nn.ConvTranspose2d(2, 6, 3, stride=2, groups=2), x[None]),
+        "embedding bag": (nn.EmbeddingBag(9, 64), torch.tensor([[1, 2], [3, 8]])),
+        "lstm cell": (Cell(), x),
+        "contracted": (Contracted(), x),
         "written": (Written(), x),
         "nested": (Around(), x),
     }

@@ -214,8 +214,8 @@ def test_weights_are_cast_once_and_again_after_a_step(
     convert(zoo, "mxfp4", verbose=False)
     for _ in range(3):
         zoo(IDS)
-    # qkv, mix, two encoder layers of four, three convolutions, two of the LSTM, the head.
-    weights = 1 + 1 + 2 * 4 + 3 + 2 + 1
+    # qkv, mix, two encoder layers of four, three convolutions, two of LSTM and GRU, the head.
+    weights = 1 + 1 + 2 * 4 + 3 + 2 + 2 + 1
     assert counts["weights"] == weights
     optimizer = torch.optim.SGD(zoo.parameters(), lr=1.0)
     zoo(IDS).square().sum().backward()
@@ -268,10 +268,16 @@ def test_report_names_what_was_left_and_why(zoo: Zoo) -> None:
     assert left == {
         "attention.qkv": "ignored by the policy",
         "conv.0": "the policy leaves both operands in the wider type",
-        "gru": "GRU is not quantized in this version",
     }
     names = {entry.name for entry in conversion.quantized}
-    assert {"embed", "depthwise", "lstm", "head", "encoder.layers.1.self_attn.out_proj"} <= names
+    assert {
+        "embed",
+        "depthwise",
+        "lstm",
+        "gru",
+        "head",
+        "encoder.layers.1.self_attn.out_proj",
+    } <= names
     notes = {entry.name: entry.notes for entry in conversion.quantized}
     assert notes["depthwise"] == ("blocks of 1",)
     assert notes["conv.2"] == ("last block of 8",)
@@ -292,9 +298,7 @@ def test_report_counts_bits(zoo: Zoo) -> None:
     assert entries["depthwise"].weight_bits == 64 * 3 * 32
     # The head is tied to the embedding and counts once.
     assert conversion.weights == sum(e.weights for e in conversion.quantized) - 50 * 64
-    plain = [
-        p for p in zoo.parameters() if p.dim() == 1 or any(p is q for q in zoo.gru.parameters())
-    ]
+    plain = [p for p in zoo.parameters() if p.dim() == 1]
     plain.append(zoo.attention.mix)
     assert conversion.size_bits == conversion.weight_bits + sum(32 * p.numel() for p in plain)
     assert conversion.bits_per_weight == conversion.weight_bits / conversion.weights
@@ -313,7 +317,7 @@ def test_report_prints_one_line_for_modules_alike(
     printed = capsys.readouterr().out
     assert printed.strip() == str(conversion)
     assert "encoder.layers.*.linear1" in printed
-    assert "GRU is not quantized in this version" in printed
+    assert printed.count("GRU") == 1
     assert "Zoo x1, Attention x1" in printed
     assert convert(zoo, "mxfp4", verbose=False).to_dict()["entries"][0]["name"] == "embed"
     assert capsys.readouterr().out == ""

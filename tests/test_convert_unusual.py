@@ -12,7 +12,6 @@ from torch.nn.utils import parametrizations
 from microscale.cast import cast
 from microscale.convert import convert, revert
 from microscale.errors import MicroscaleError
-from microscale.ledger import record_products
 from microscale.policy import Policy
 from microscale.scope import site_of
 from microscale.weights import cast_operand
@@ -113,19 +112,6 @@ def test_tables_that_rescale_are_left_and_named() -> None:
     (entry,) = convert(model, "mxfp4", verbose=False).left
     assert entry.reason == "max_norm rescales the table while it is read"
     assert torch.equal(model(ids), expected)
-
-
-def test_subclasses_of_lstm_are_left_and_named() -> None:
-    class Mine(nn.LSTM):
-        pass
-
-    model, x = nn.Sequential(Mine(8, 8)), torch.randn(3, 2, 8)
-    expected = model(x)[0]
-    (entry,) = convert(model, "mxfp4", verbose=False).left
-    assert entry.reason == "a subclass of LSTM runs PyTorch's own loop"
-    with record_products() as ledger:
-        assert torch.equal(model(x)[0], expected)
-    assert [row.reason for row in ledger] == [entry.reason]
 
 
 # ---------------------------------------------------------------- bad input

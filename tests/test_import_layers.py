@@ -16,9 +16,9 @@ LAYERS = (
     ("version", "errors", "rounding", "formats", "operands", "policy", "files"),
     ("kernels",),
     ("ops",),
-    ("cast", "tensor", "packed", "packed_ops"),
-    ("products", "ledger", "weights", "functional", "nn"),
-    ("survey", "scope", "conversion", "convert", "checkpoint"),
+    ("seed", "mapped", "cast", "tensor", "packed", "packed_ops"),
+    ("products", "ledger", "watch", "weights", "functional", "nn"),
+    ("survey", "handlers", "scope", "conversion", "convert", "tally", "analysis", "checkpoint"),
     ("suite", "report"),
     ("commands", "cli"),
 )

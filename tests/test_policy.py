@@ -28,6 +28,8 @@ settings = st.fixed_dictionaries(
         "forward": st.fixed_dictionaries({}, optional={"input": maybe, "weight": maybe}),
         "matmul": st.fixed_dictionaries({}, optional={"left": maybe, "scores": st.booleans()}),
         "storage": maybe,
+        "cache": maybe,
+        "vector": st.sampled_from(["float32", "bfloat16"]),
     },
 )
 policies = st.builds(
@@ -36,6 +38,9 @@ policies = st.builds(
     maybe,
     maybe,
     storage=maybe,
+    cache=maybe,
+    convolution=st.sampled_from(["channels", "window"]),
+    vector=st.sampled_from(["float32", "bfloat16"]),
     scores=st.booleans(),
     values=st.booleans(),
     ignore=st.lists(patterns).map(tuple),
@@ -175,6 +180,10 @@ def test_patterns_cover_what_is_inside(pattern: str, name: str, expected: bool) 
         ('matmul.right = "int8-channel"', "activations have no output channels"),
         ('overrides.a.forward.input = "int8-channel"', "overrides.'a'.forward.input is int8-ch"),
         ("forward", "policy is not TOML"),
+        ('convolution = "windows"', "policy convolution is 'windows'; write channels or window"),
+        ("vector = 16", "policy vector is '16'; write float32 or bfloat16"),
+        ('overrides.a.vector = "bf16"', "policy overrides.'a'.vector is 'bf16'; write float32"),
+        ('cache = "int8-channel"', "policy cache is int8-channel, but activations have no"),
     ],
 )
 def test_bad_files_are_refused_by_place(toml: str, says: str) -> None:

@@ -17,7 +17,7 @@ RECORDS = {
 FUNCTIONS = {
     "cast": (
         "(x, fmt, axis=-1, *, rounding='even', overflow='saturate', nonfinite='block', "
-        "flush_subnormals='off', gradient='identity', dtype=None, out=None)"
+        "flush_subnormals='off', gradient='identity', seed=None, dtype=None, out=None)"
     ),
     "compare": (
         "(model, evaluate, formats=('mxint8', 'mxfp8_e4m3', 'mxfp8_e5m2', 'mxfp6_e2m3', "
@@ -28,10 +28,13 @@ FUNCTIONS = {
     "dequantize": "(q, dtype=None, *, out=None)",
     "get_format": "(spelling)",
     "info": "()",
+    "inspect": (
+        "(model, evaluate, fmt='mxfp4', *, batches=4, name='model', seed=0, progress=None)"
+    ),
     "load": "(path, model=None, *, device='cpu')",
     "quantize": (
         "(x, fmt, axis=-1, *, rounding='even', overflow='saturate', nonfinite='block', "
-        "flush_subnormals='off')"
+        "flush_subnormals='off', seed=None)"
     ),
     "revert": "(model)",
     "save": "(source, path)",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from microscale.formats import BlockFormat, ElementFormat, get_format
     from microscale.policy import Policy
     from microscale.suite.compare import compare
+    from microscale.suite.inspect import inspect
     from microscale.tensor import BlockTensor, dequantize, quantize
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "dequantize",
     "get_format",
     "info",
+    "inspect",
     "load",
     "quantize",
     "revert",
@@ -54,6 +56,7 @@ _HOMES = {
     "dequantize": "microscale.tensor",
     "get_format": "microscale.formats",
     "info": "microscale.commands.info",
+    "inspect": "microscale.suite.inspect",
     "load": "microscale.checkpoint.native",
     "quantize": "microscale.tensor",
     "revert": "microscale.convert",

@@ -12,6 +12,7 @@ import microscale.ops  # noqa: F401  (registers the operators)
 from microscale.errors import MicroscaleError
 from microscale.formats import BlockFormat, get_block_format
 from microscale.kernels.plan import FLOATS, plan
+from microscale.mapped import cast_mapped, transformed
 from microscale.rounding import Gradient, make_options
 from microscale.seed import Seed, seed_tensor
 
@@ -69,7 +70,8 @@ def cast(
         plan(tensor, fmt, axis, make_options(rounding, overflow, nonfinite, flush_subnormals))
         Gradient(gradient)
     key = seed_tensor(seed, rounding)
-    values: Tensor = torch.ops.microscale.cast(tensor, spelling, axis, options, to, key)
+    operator = cast_mapped if transformed() else torch.ops.microscale.cast
+    values: Tensor = operator(tensor, spelling, axis, options, to, key)
     if gradient == Gradient.CLIPPED.value and tensor.requires_grad:
         inside = torch.ops.microscale.in_range(tensor.detach(), spelling, axis, options)
         values = torch.where(inside, values, values.detach())

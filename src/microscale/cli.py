@@ -30,6 +30,20 @@ Picture = Annotated[
     Path | None, typer.Option("--picture", metavar="FILE", help="Draw the result (PNG, SVG, PDF).")
 ]
 
+Text = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="What a model of Hugging Face is tried on: UTF-8 text, or for an encoder .tsv or "
+        ".jsonl of sentences or pairs.",
+    ),
+]
+Limit = Annotated[int | None, typer.Option(metavar="N", help="Use N samples, drawn with --seed.")]
+BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Samples that run at once.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1.")]
+Dtype = Annotated[str, typer.Option(help="Type of everything that is not quantized.")]
+
 
 @contextmanager
 def _clean_exit() -> Iterator[None]:
@@ -107,21 +121,12 @@ def compare(
             "mxint8,mxfp4/mxfp6_e2m3.",
         ),
     ] = None,
-    text: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="UTF-8 text that a language model is tried on."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Use N samples, drawn with --seed.")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Samples that run at once.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1.")] = "cpu",
-    dtype: Annotated[
-        str, typer.Option(help="Type of everything that is not quantized.")
-    ] = "float32",
+    text: Text = None,
+    limit: Limit = None,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
     json_file: JsonFile = None,
     picture: Picture = None,
 ) -> None:
@@ -132,6 +137,55 @@ def compare(
         run_compare(
             model,
             formats=formats,
+            text=text,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            json_file=json_file,
+            picture=picture,
+        )
+
+
+@app.command()
+def inspect(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A Hugging Face model (directory or name) or a model of the suite, as in compare.",
+        ),
+    ],
+    *,
+    fmt: Annotated[
+        str,
+        typer.Option("--format", metavar="FORMAT", help="A format or a weight/activation pair."),
+    ] = "mxfp4",
+    sort: Annotated[
+        str,
+        typer.Option(
+            metavar="BY",
+            help="error, order, sqnr, saturated, flushed, crest, kurtosis or outliers.",
+        ),
+    ] = "error",
+    text: Text = None,
+    limit: Limit = None,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    json_file: JsonFile = None,
+    picture: Picture = None,
+) -> None:
+    """Show what one format does to each layer: its operands, and what it alone costs."""
+    with _clean_exit():
+        from microscale.commands.inspect import run_inspect
+
+        run_inspect(
+            model,
+            fmt=fmt,
+            sort=sort,
             text=text,
             limit=limit,
             batch_size=batch_size,

@@ -92,7 +92,8 @@ def _report(model: nn.Module, policy: Policy, found: list[Finding]) -> Conversio
     held = (t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t))
     rest = {id(t): stored_bits(t) for t in held if id(t) not in quantized}
     weight_bits = sum(bits for _, bits in quantized.values())
-    scopes = (type(f.module).__name__ for f in found if f.entry is None and not f.site.reason)
+    written = (f for f in found if f.entry is None and f.multiplies and not f.site.reason)
+    scopes = (type(f.module).__name__ for f in written)
     return Conversion(
         policy,
         tuple(f.entry for f in found if f.entry is not None),

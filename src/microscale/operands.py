@@ -93,7 +93,7 @@ class Matmul:
     values: bool = True
 
 
-Setting = Operand | bool | None
+Setting = Operand | bool | str | None
 Settings = tuple[tuple[str, Setting], ...]
 """What is set at some of the paths, in the order of the paths."""
 
@@ -107,16 +107,26 @@ PATHS = (
     "matmul.left",
     "matmul.right",
     "storage",
+    "cache",
 )
 """The operands by their names in a policy."""
 
 SWITCHES = ("matmul.scores", "matmul.values")
+CHOICES = {"convolution": ("channels", "window"), "vector": ("float32", "bfloat16")}
+"""Settings that are one of several words, the first by default."""
+
+SETTINGS = (*PATHS, *SWITCHES, *CHOICES)
+"""Everything that can be set for one module."""
+
 _WEIGHTS = ("forward.weight", "dgrad.weight", "storage")
 _SECTIONS = ("forward", "dgrad", "wgrad", "matmul")
 
 
-def check_operand(place: str, setting: Setting) -> None:
-    """Refuse blocks of output channels for what has none."""
+def check_setting(place: str, setting: Setting) -> None:
+    """Refuse words that are not among the choices, and channels for what has none."""
+    words = next((words for path, words in CHOICES.items() if place.endswith(path)), None)
+    if words is not None and setting not in words:
+        raise MicroscaleError(f"policy {place} is {setting!r}; write {' or '.join(words)}.")
     if not isinstance(setting, Operand) or setting.format.block != "channel":
         return
     if not place.endswith(_WEIGHTS):
@@ -139,7 +149,7 @@ def nested(settings: Iterable[tuple[str, Setting]]) -> dict[str, Any]:
 
 
 def read_settings(place: str, data: Mapping[str, object], laws: Mapping[str, str]) -> Settings:
-    """Read tables of tables, whose keys are those of PATHS and SWITCHES.
+    """Read tables of tables, whose keys are those of SETTINGS.
 
     `laws` are fields of the operands that are given as formats alone. Raises MicroscaleError
     that names the place.
@@ -150,15 +160,17 @@ def read_settings(place: str, data: Mapping[str, object], laws: Mapping[str, str
             flat |= {f"{key}.{k}": v for k, v in table(f"{place} {key}", value).items()}
         else:
             flat[key] = value
-    known = (*PATHS, *SWITCHES)
     for path in flat:
-        if path not in known:
-            raise MicroscaleError(f"{place} has the unknown key {path!r}.{near_names(path, known)}")
-    given = [path for path in known if path in flat]
+        if path not in SETTINGS:
+            near = near_names(path, SETTINGS)
+            raise MicroscaleError(f"{place} has the unknown key {path!r}.{near}")
+    given = [path for path in SETTINGS if path in flat]
     return tuple((path, _setting(f"{place} {path}", path, flat[path], laws)) for path in given)
 
 
 def _setting(place: str, path: str, value: object, laws: Mapping[str, str]) -> Setting:
+    if path in CHOICES:
+        return str(value)
     if path not in SWITCHES:
         return _operand(place, value, laws)
     if not isinstance(value, bool):

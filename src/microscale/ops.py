@@ -27,13 +27,13 @@ def _define(schema: str, kernel: Callable[..., object], fake: Callable[..., obje
 
 
 def _cast(
-    x: Tensor, fmt: str, axis: int, options: str, dtype: torch.dtype, seed: Tensor | None
+    x: Tensor, fmt: str, axis: int, options: str, dtype: torch.dtype, seed: Tensor | None = None
 ) -> Tensor:
     return reference.cast(x, plan(x, fmt, axis, read_options(options)), dtype, seed)
 
 
 def _cast_fake(
-    x: Tensor, fmt: str, axis: int, options: str, dtype: torch.dtype, seed: Tensor | None
+    x: Tensor, fmt: str, axis: int, options: str, dtype: torch.dtype, seed: Tensor | None = None
 ) -> Tensor:
     plan(x, fmt, axis, read_options(options))
     return x.new_empty(x.shape, dtype=dtype)
@@ -47,11 +47,11 @@ def _in_range_fake(x: Tensor, fmt: str, axis: int, options: str) -> Tensor:
     return _cast_fake(x, fmt, axis, options, torch.bool, None)
 
 
-def _quantize(x: Tensor, fmt: str, axis: int, options: str, seed: Tensor | None) -> Stored:
+def _quantize(x: Tensor, fmt: str, axis: int, options: str, seed: Tensor | None = None) -> Stored:
     return reference.quantize(x, plan(x, fmt, axis, read_options(options)), seed)
 
 
-def _quantize_fake(x: Tensor, fmt: str, axis: int, options: str, seed: Tensor | None) -> Stored:
+def _quantize_fake(x: Tensor, fmt: str, axis: int, options: str, seed: Tensor | None = None) -> Stored:
     return empty_storage(x, plan(x, fmt, axis, read_options(options)))
 
 
@@ -70,9 +70,9 @@ def _dequantize_fake(
 
 
 _CAST = "Tensor x, str format, int axis, str options"
-_define(f"cast({_CAST}, ScalarType dtype, Tensor? seed) -> Tensor", _cast, _cast_fake)
+_define(f"cast({_CAST}, ScalarType dtype, Tensor? seed=None) -> Tensor", _cast, _cast_fake)
 _define(f"in_range({_CAST}) -> Tensor", _in_range, _in_range_fake)
-_define(f"quantize({_CAST}, Tensor? seed) -> (Tensor, Tensor, Tensor)", _quantize, _quantize_fake)
+_define(f"quantize({_CAST}, Tensor? seed=None) -> (Tensor, Tensor, Tensor)", _quantize, _quantize_fake)
 _define(
     "dequantize(Tensor[] stored, str format, int axis, ScalarType compute, SymInt length, "
     "ScalarType dtype) -> Tensor",

@@ -5,6 +5,12 @@ forward, dgrad and wgrad GEMMs. `matmul` is for products of two activations (att
 for what is looked up instead of multiplied (embedding tables). An operand that is None stays in
 the wider type, and is written "fp32".
 
+`convolution` says what the blocks of a convolution run along: "channels", or the whole "window" of
+a group (channels x kernel) as its matrix product sees it. `vector` is the type that products,
+softmax, norms, activations and residual adds deliver: "float32" stands for the model's own, and
+docs/guide.md lists the functions that "bfloat16" rounds. `cache` is for the keys and values that
+a generating model keeps; unlike `storage` it follows nothing.
+
 As TOML, where what is left out of `matmul` and `storage` follows `forward`:
 
     storage = "mxfp8_e4m3"
@@ -34,8 +40,9 @@ from typing import Any
 from microscale.errors import MicroscaleError
 from microscale.formats import BlockFormat
 from microscale.operands import (
+    CHOICES,
     PATHS,
-    SWITCHES,
+    SETTINGS,
     WIDE,
     Dgrad,
     Forward,
@@ -45,7 +52,7 @@ from microscale.operands import (
     Settings,
     Spelling,
     Wgrad,
-    check_operand,
+    check_setting,
     nested,
     read_settings,
     table,
@@ -68,16 +75,19 @@ class Policy:
     wgrad: Wgrad = field(default_factory=Wgrad)
     matmul: Matmul = field(default_factory=Matmul)
     storage: Operand | None = None
+    cache: Operand | None = None
+    convolution: str = "channels"
+    vector: str = "float32"
     ignore: tuple[str, ...] = ()
     overrides: tuple[tuple[str, Settings], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse formats that make no sense for an operand."""
-        for path in PATHS:
-            check_operand(path, self.setting(path))
+        for path in SETTINGS:
+            check_setting(path, self.setting(path))
         for pattern, settings in self.overrides:
             for path, setting in settings:
-                check_operand(f"overrides.{pattern!r}.{path}", setting)
+                check_setting(f"overrides.{pattern!r}.{path}", setting)
 
     @classmethod
     def of(
@@ -87,6 +97,9 @@ class Policy:
         grad: Spelling = None,
         *,
         storage: Spelling = "weight",
+        cache: Spelling = None,
+        convolution: str = "channels",
+        vector: str = "float32",
         scores: bool = True,
         values: bool = True,
         ignore: tuple[str, ...] = (),
@@ -100,6 +113,9 @@ class Policy:
             activation: of forward.input and both sides of matmul, and of wgrad.input likewise.
             grad: of dgrad.grad and wgrad.grad; None leaves the backward pass in the wider type.
             storage: of embedding tables; the weight's by default.
+            cache: of the keys and values that a generating model keeps.
+            convolution: whether blocks run along "channels" or the whole "window".
+            vector: the type that vector operations deliver, "float32" or "bfloat16".
             scores: whether attention's product of queries and keys is quantized.
             values: whether attention's product of probabilities and values is quantized.
             ignore: patterns of modules to leave alone.
@@ -113,6 +129,9 @@ class Policy:
             "forward": {"input": activation, "weight": weight},
             "matmul": {"scores": scores, "values": values},
             "storage": weight if storage == "weight" else storage,
+            "cache": cache,
+            "convolution": convolution,
+            "vector": vector,
             "ignore": list(ignore),
             "overrides": dict(overrides or {}),
         }
@@ -137,7 +156,7 @@ class Policy:
         return pair if self == Policy.of(*formats) else f"{pair} (with further settings)"
 
     def setting(self, path: str) -> Setting:
-        """Return what stands at one of `PATHS` or `SWITCHES`, such as "forward.input"."""
+        """Return what stands at one of `SETTINGS`, such as "forward.input"."""
         section, _, key = path.partition(".")
         found: Setting = getattr(getattr(self, section), key) if key else getattr(self, section)
         return found
@@ -155,16 +174,24 @@ class Policy:
         return policy
 
     @property
+    def rounds_vectors(self) -> bool:
+        """Whether any module's vector operations deliver another type than they have."""
+        overridden = (setting for _, s in self.overrides for path, setting in s if path == "vector")
+        return any(vector != "float32" for vector in (self.vector, *overridden))
+
+    @property
     def backward_operands(self) -> tuple[str, ...]:
         """The paths of operands of dgrad and wgrad that are set, here or in an override."""
         here: Settings = tuple((path, self.setting(path)) for path in PATHS)
         everywhere = [here, *(settings for _, settings in self.overrides)]
-        paths = {path for settings in everywhere for path, operand in settings if operand}
+        paths = {path for settings in everywhere for path, setting in settings if setting}
         return tuple(sorted(path for path in paths if path.startswith(_BACKWARD)))
 
     def to_dict(self) -> dict[str, object]:
         """Return plain data that `from_dict` reads back exactly."""
-        settings = {path: self.setting(path) for path in (*PATHS, *SWITCHES)}
+        usual = {path: words[0] for path, words in CHOICES.items()} | {"cache": None}
+        settings = {path: self.setting(path) for path in SETTINGS}
+        settings = {k: v for k, v in settings.items() if k not in usual or v != usual[k]}
         data = nested((k, v) for k, v in settings.items() if v or not k.startswith(_BACKWARD))
         if self.ignore:
             data["ignore"] = list(self.ignore)

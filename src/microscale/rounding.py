@@ -47,7 +47,10 @@ class Rounding(Law):
     )
     AWAY = "away", "nearest value of the grid; a tie goes away from zero"
     ZERO = "zero", "nearest value of the grid towards zero (truncation)"
-    STOCHASTIC = "stochastic", "away from zero with probability floor(2^32 f) / 2^32, f the part of the gap"
+    STOCHASTIC = (
+        "stochastic",
+        "away from zero with probability floor(2^32 f) / 2^32, f the part of the gap",
+    )
 
 
 class ScaleRule(Law):

@@ -12,21 +12,17 @@ from functools import wraps
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from microscale.functional.attention import scaled_dot_product_attention
-from microscale.functional.conv import conv1d, conv2d
-from microscale.functional.embedding import embedding
-from microscale.functional.linear import linear, matmul
-from microscale.functional.multihead import Projections, multi_head_attention
-from microscale.functional.product import cast_pair, plain
+from microscale.errors import MicroscaleError
+from microscale.functional.product import plain
+from microscale.functional.vector import deliver
+from microscale.handlers import GATHERS, HANDLERS, gather, vector_operation
 from microscale.ledger import skip
 from microscale.nn.site import ATTRIBUTE, Site
-from microscale.products import PRODUCTS
-
-Handler = Callable[..., Any]
+from microscale.products import PRODUCTS, VECTOR
+from microscale.weights import mark_weight
 
 
 class Scope(TorchFunctionMode):
@@ -41,13 +37,17 @@ class Scope(TorchFunctionMode):
     ) -> Any:
         """Pass vector operations on, products to their handlers."""
         kwargs = kwargs or {}
+        if self.site.rounds and func in VECTOR and not _foreign(types):
+            return vector_operation(self.site, func, args, kwargs)
+        if func in GATHERS:
+            return gather(func, args, kwargs)
         if func not in PRODUCTS:
             return func(*args, **kwargs)
         if foreign := _foreign(types):
             # Such a tensor is not what its data says, so it must be asked.
             skip(self.site.name, func, f"{foreign} has its own way with PyTorch's functions")
             return func(*args, **kwargs)
-        handler = None if self.site.reason else _HANDLERS.get(func)
+        handler = None if self.site.reason else HANDLERS.get(func)
         if handler is None:
             return self.leave(func, *args, **kwargs)
         return handler(self, func, *args, **kwargs)
@@ -57,6 +57,17 @@ class Scope(TorchFunctionMode):
         skip(self.site.name, func, reason or self.site.reason)
         with plain():
             return func(*args, **kwargs)
+
+    def delivered(self, result: Any) -> Any:
+        """Round what a module that is one vector operation gives, if that is wanted."""
+        if self.site.reason or not isinstance(result, Tensor):
+            return result
+        return deliver(result, self.site.policy)
+
+
+COMPOSED = ("Norm", "Activation")
+"""Modules of models whose names hold one of these are vector operations, however they are written:
+their results are rounded where a policy says so."""
 
 
 def _foreign(types: Sequence[type]) -> str:
@@ -72,125 +83,6 @@ def _override(kind: type) -> object:
 
 
 _USUAL = _override(Tensor), _override(nn.Parameter)
-
-
-def _two(*names: str) -> Handler:
-    """Handle a product of two operands, the second of which may be given by one of these names."""
-
-    def handle(scope: Scope, func: Any, *args: Any, **kwargs: Any) -> Any:
-        left, right, *rest = _leading(args, kwargs, ("input",), names)
-        site, product = scope.site, PRODUCTS[func]
-        with plain():
-            pair = cast_pair(left, right, policy=site.policy, name=site.name, product=product)
-            return func(*pair, *rest, **kwargs)
-
-    return handle
-
-
-def _three(*names: str) -> Handler:
-    """Handle a product of two operands that is added to a first argument."""
-
-    def handle(scope: Scope, func: Any, *args: Any, **kwargs: Any) -> Any:
-        added, left, right, *rest = _leading(args, kwargs, ("input",), names[:1], names[1:])
-        site, product = scope.site, PRODUCTS[func]
-        with plain():
-            pair = cast_pair(left, right, policy=site.policy, name=site.name, product=product)
-            return func(added, *pair, *rest, **kwargs)
-
-    return handle
-
-
-def _leading(args: Sequence[Any], kwargs: dict[str, Any], *parameters: Sequence[str]) -> list[Any]:
-    """Return the arguments by position, first those of `parameters` that were given by name."""
-    found = list(args)
-    for names in parameters[len(found) :]:
-        found += [kwargs.pop(name) for name in names if name in kwargs]
-    return found
-
-
-def _reflected(scope: Scope, func: Any, right: Tensor, left: Tensor) -> Tensor:  # noqa: ARG001
-    return matmul(left, right, policy=scope.site.policy, name=scope.site.name)
-
-
-def _same(function: Callable[..., Tensor]) -> Handler:
-    """Handle a function of torch by the one of the same arguments here."""
-
-    def handle(scope: Scope, func: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG001
-        return function(*args, **kwargs, policy=scope.site.policy, name=scope.site.name)
-
-    return handle
-
-
-def _embedding(scope: Scope, func: Any, *args: Any, **kwargs: Any) -> Any:
-    max_norm = args[3] if len(args) > 3 else kwargs.get("max_norm")
-    if max_norm is not None:
-        return scope.leave(func, *args, reason="max_norm rescales the table", **kwargs)
-    return _same(embedding)(scope, func, *args, **kwargs)
-
-
-def _multi_head_attention(  # noqa: PLR0913, PLR0917  (the signature of torch)
-    scope: Scope,
-    func: Any,  # noqa: ARG001
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    embed_dim_to_check: int,  # noqa: ARG001
-    num_heads: int,
-    in_proj_weight: Tensor | None,
-    in_proj_bias: Tensor | None,
-    bias_k: Tensor | None,
-    bias_v: Tensor | None,
-    add_zero_attn: bool,
-    dropout_p: float,
-    out_proj_weight: Tensor,
-    out_proj_bias: Tensor | None,
-    *,
-    training: bool = True,
-    key_padding_mask: Tensor | None = None,
-    need_weights: bool = True,
-    attn_mask: Tensor | None = None,
-    use_separate_proj_weight: bool = False,
-    q_proj_weight: Tensor | None = None,
-    k_proj_weight: Tensor | None = None,
-    v_proj_weight: Tensor | None = None,
-    average_attn_weights: bool = True,
-    **_: object,
-) -> tuple[Tensor, Tensor | None]:
-    """Handle `F.multi_head_attention_forward`, which subclasses of its module end up in."""
-    separate = q_proj_weight, k_proj_weight, v_proj_weight
-    weight: Any = separate if use_separate_proj_weight else in_proj_weight
-    policy, name = scope.site.policy, scope.site.name
-    heads, probabilities = multi_head_attention(
-        query,
-        key,
-        value,
-        Projections(num_heads, weight, in_proj_bias, bias_k, bias_v, add_zero_attn),
-        attn_mask=attn_mask,
-        key_padding_mask=key_padding_mask,
-        dropout_p=dropout_p if training else 0.0,
-        policy=policy,
-        name=name,
-    )
-    output = linear(heads, out_proj_weight, out_proj_bias, policy=policy, name=name)
-    if not need_weights:
-        return output, None
-    return output, probabilities.mean(-3) if average_attn_weights else probabilities
-
-
-_HANDLERS: dict[Any, Handler] = {
-    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _two("other")),
-    **dict.fromkeys((torch.linalg.matmul,), _two("other")),
-    **dict.fromkeys((torch.mm, Tensor.mm, torch.bmm, Tensor.bmm), _two("mat2")),
-    **dict.fromkeys((torch.addmm, Tensor.addmm, Tensor.addmm_), _three("mat1", "mat2")),
-    **dict.fromkeys((torch.baddbmm, Tensor.baddbmm, Tensor.baddbmm_), _three("batch1", "batch2")),
-    Tensor.__rmatmul__: _reflected,
-    torch.conv1d: _same(conv1d),
-    torch.conv2d: _same(conv2d),
-    F.linear: _same(linear),
-    F.embedding: _embedding,
-    F.scaled_dot_product_attention: _same(scaled_dot_product_attention),
-    F.multi_head_attention_forward: _multi_head_attention,
-}
 
 
 FUSED_SWITCHES: dict[type[nn.Module], str] = {
@@ -219,10 +111,18 @@ _SCOPED: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
+    composed = not cls.__module__.startswith("torch.") and any(n in cls.__name__ for n in COMPOSED)
+
     @wraps(cls.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with self.__dict__[ATTRIBUTE]:
-            return cls.forward(self, *args, **kwargs)
+        scope: Scope = self.__dict__[ATTRIBUTE]
+        if torch.compiler.is_compiling():
+            _check_visible(self)
+        else:
+            _mark_stand_ins(self)
+        with scope:
+            result = cls.forward(self, *args, **kwargs)
+        return scope.delivered(result) if composed else result
 
     def reduce_ex(self: nn.Module, protocol: int) -> tuple[Any, ...]:
         parts: Any = cls.__reduce_ex__(self, protocol)
@@ -238,6 +138,23 @@ def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
     make: Any = type(cls)
     made: type[nn.Module] = make(cls.__name__, (cls,), names)
     return made
+
+
+def _check_visible(module: nn.Module) -> None:
+    """Refuse experts of transformers that compiled code would run around the scope."""
+    way = getattr(getattr(module, "config", None), "_experts_implementation", None)
+    if way == "grouped_mm" and hasattr(module, "is_transposed"):
+        raise MicroscaleError(
+            "torch.compile hides grouped_mm from the casts; before compiling, call "
+            "model.set_experts_implementation('batched_mm')."
+        )
+
+
+def _mark_stand_ins(module: nn.Module) -> None:
+    """Have what `torch.func.functional_call` puts in the place of parameters count as weights."""
+    for parameter in module._parameters.values():  # noqa: SLF001  (as functional_call does)
+        if parameter is not None and not isinstance(parameter, nn.Parameter):
+            mark_weight(parameter)
 
 
 def _rebuild(function: Callable[..., nn.Module], args: tuple[Any, ...]) -> nn.Module:

@@ -22,7 +22,8 @@ def seed_tensor(seed: Seed, rounding: str) -> Tensor | None:
     if rounding != Rounding.STOCHASTIC.value:
         if seed is not None:
             raise MicroscaleError(
-                f"seed={seed!r} with rounding={rounding!r}: only rounding='stochastic' takes a seed."
+                f"seed={seed!r} with rounding={rounding!r}: "
+                "only rounding='stochastic' takes a seed."
             )
         return None
     if seed is None:

@@ -22,6 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from microscale.cast import cast
 from microscale.operands import Operand
+from microscale.watch import tell
 
 _Place = tuple[Operand, int, torch.Size, tuple[int, ...], int]
 _Stamp = tuple[int, int, torch.dtype]
@@ -33,8 +34,18 @@ _kept: MutableMapping[Tensor, dict[_Place, tuple[_Stamp, Tensor]]] = WeakTensorK
 
 
 def is_weight(x: Tensor) -> bool:
-    """Whether `x` is a parameter or a view of one; other operands of products are activations."""
-    return isinstance(x, Parameter) or isinstance(owner(x), Parameter)
+    """Whether `x` is a parameter, a view of one, or marked; other operands are activations."""
+    whole = owner(x)
+    return isinstance(x, Parameter) or isinstance(whole, Parameter) or hasattr(whole, _GATHERED)
+
+
+_GATHERED = "microscale_weight"
+
+
+def mark_weight(x: Tensor) -> Tensor:
+    """Have a tensor made of a weight (its rows, its experts) count as one; returns it."""
+    setattr(x, _GATHERED, True)
+    return x
 
 
 def owner(x: Tensor) -> Tensor:
@@ -47,6 +58,12 @@ def cast_operand(x: Tensor, operand: Operand | None, axis: int) -> Tensor:
     """Cast `x` along `axis` as `operand` says, straight-through; None leaves it as it is."""
     if operand is None:
         return x
+    tell(x, operand, axis, weight=False)
+    return cast_values(x, operand, axis)
+
+
+def cast_values(x: Tensor, operand: Operand, axis: int) -> Tensor:
+    """Cast `x` as `cast_operand` does, unseen by watchers."""
     return cast(
         x,
         operand.format,
@@ -63,10 +80,11 @@ def cast_weight(weight: Tensor, operand: Operand | None, axis: int) -> Tensor:
     if operand is None:
         return weight
     if torch.compiler.is_compiling():
-        return cast_operand(weight, operand, axis)
+        return cast_values(weight, operand, axis)
+    tell(weight, operand, axis, weight=True)
     parameter = owner(weight)
     if type(parameter) is not Parameter or parameter.is_inference():
-        return cast_operand(weight, operand, axis)
+        return cast_values(weight, operand, axis)
     value = _keep(parameter, weight, operand, axis)
     if weight.requires_grad and torch.is_grad_enabled():
         return _straight_through(weight, value, lambda: forget([parameter]))
@@ -88,11 +106,12 @@ def _keep(parameter: Tensor, weight: Tensor, operand: Operand, axis: int) -> Ten
     found = casts.get(place)
     if found is not None and found[0] == stamp:
         return found[1]
-    if len(casts) >= _VIEWS:
+    # Each expert of a fused weight is a view of its own, and may have two.
+    if len(casts) >= max(_VIEWS, 2 * len(parameter) if parameter.dim() > 2 else 0):
         casts.clear()
     # A tensor made in inference mode could not take part in training later.
     with torch.inference_mode(mode=False), torch.no_grad():
-        value = cast_operand(weight.detach(), operand, axis)
+        value = cast_values(weight.detach(), operand, axis)
     casts[place] = (stamp, value)
     return value
 

@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from microscale.cli import app
-from microscale.suite import compare, registry
+from microscale.suite import registry, trial
+from suite.options import BAD_OPTIONS, not_loaded
 
 FORMATS = "mxint8,mxfp4,mxfp4/mxfp6_e2m3"
 
@@ -64,15 +65,7 @@ def test_other_types_and_seeds(language_folder: Path, text_file: Path) -> None:
         (("--formats", "mxfp5"), "mxfp5"),
         (("--formats", "mxfp4,,mxint8"), "empty name"),
         (("--formats", "mxfp4,mxfp4"), "twice"),
-        (("--limit", "0"), "--limit 0 must be at least 1"),
-        (("--batch-size", "-1"), "--batch-size -1"),
-        (("--dtype", "int8"), "--dtype 'int8'"),
-        (("--device", "cuda:77"), "--device 'cuda:77' is not available"),
-        (("--json", "/no/such/folder/c.json"), "there is no folder '/no/such/folder'"),
-        (("--json", "/tmp"), "is a folder"),
-        (("--picture", "/no/such/folder/c.png"), "there is no folder"),
-        (("--picture", "c.bmp"), "'.bmp'"),
-        (("--text", "/no/such/text"), "does not exist"),
+        *BAD_OPTIONS,
     ],
 )
 def test_bad_options_are_refused_before_any_work(
@@ -82,15 +75,11 @@ def test_bad_options_are_refused_before_any_work(
     options: tuple[str, str],
     words: str,
 ) -> None:
-    monkeypatch.setattr(registry, "load_language_model", _not_loaded)
+    monkeypatch.setattr(registry, "load_language_model", not_loaded)
     result = run(language_folder, "--text", text_file, *options, code=2)
     assert words in result.stderr
     assert result.stdout == ""
     assert result.stderr.startswith("microscale: ")
-
-
-def _not_loaded(*_: object, **__: object) -> None:
-    raise AssertionError("loaded before everything was checked")
 
 
 def test_texts_that_cannot_be_read(language_folder: Path, tmp_path: Path) -> None:
@@ -113,7 +102,7 @@ def test_an_interrupt_leaves_nothing_half_written(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare, "measure", interrupted)
+    monkeypatch.setattr(trial, "measure", interrupted)
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "c.json").write_text("old")

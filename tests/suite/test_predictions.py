@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from microscale.errors import MicroscaleError
 from microscale.suite import predictions
-from microscale.suite.predictions import IGNORE, Predictions, join, score
+from microscale.suite.predictions import IGNORE, Marks, Predictions, join, score
 
 
 def batch(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,6 +25,8 @@ def batch(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 def test_measures_follow_their_formulas() -> None:
     logits, reference, targets = batch()
     scores = score(Predictions(logits, targets), reference)
+    assert scores.loss is not None
+    assert scores.accuracy is not None
     assert scores.divergence is not None
     assert scores.agreement is not None
     for unit in range(5):
@@ -50,6 +52,7 @@ def test_loss_is_torchs_cross_entropy() -> None:
     logits, _, targets = batch(1)
     scores = score(Predictions(logits, targets))
     expected = F.cross_entropy(logits.double().reshape(-1, 11), targets.reshape(-1))
+    assert scores.loss is not None
     total = (scores.loss * scores.weight).sum() / scores.weight.sum()
     assert float(total) == pytest.approx(float(expected), rel=1e-12)
     assert scores.divergence is None
@@ -70,6 +73,7 @@ def test_excluded_classes_and_ignored_positions_may_be_infinite() -> None:
     logits = torch.tensor([[[0.0, 1.0, -math.inf], [math.nan, math.nan, math.nan]]])
     targets = torch.tensor([[1, IGNORE]])
     scores = score(Predictions(logits, targets), logits)
+    assert scores.loss is not None
     assert scores.divergence is not None
     assert float(scores.divergence[0]) == 0
     assert float(scores.loss[0]) == pytest.approx(math.log(1 + math.exp(-1)))
@@ -79,6 +83,7 @@ def test_nan_logits_give_nan_measures() -> None:
     scores = score(
         Predictions(torch.full((2, 3), math.nan), torch.tensor([0, 1])), torch.zeros(2, 3)
     )
+    assert scores.loss is not None
     assert scores.divergence is not None
     assert scores.loss.isnan().all()
     assert scores.divergence.isnan().all()
@@ -96,7 +101,42 @@ def test_chunks_do_not_change_the_measures(monkeypatch: pytest.MonkeyPatch) -> N
 def test_join_keeps_the_order_of_units() -> None:
     logits, _, targets = batch(4)
     parts = [score(Predictions(logits[i : i + 2], targets[i : i + 2])) for i in (0, 2, 4)]
-    assert torch.equal(join(parts).loss, score(Predictions(logits, targets)).loss)
+    joined, whole = join(parts).loss, score(Predictions(logits, targets)).loss
+    assert joined is not None
+    assert whole is not None
+    assert torch.equal(joined, whole)
+
+
+def test_without_targets_all_positions_count() -> None:
+    logits, reference, _ = batch(5)
+    scores = score(Predictions(logits), reference)
+    full = score(Predictions(logits, torch.zeros(5, 7, dtype=torch.long)), reference)
+    assert scores.loss is None
+    assert scores.accuracy is None
+    assert scores.weight.tolist() == [7.0] * 5
+    assert scores.divergence is not None
+    assert full.divergence is not None
+    assert torch.equal(scores.divergence, full.divergence)
+
+
+def test_marks_stand_in_place_of_what_targets_give() -> None:
+    logits, _, targets = batch(6)
+    values, weight, loss = torch.rand(3, 5)
+    scores = score(Predictions(logits, targets, Marks(values, weight, loss)))
+    assert torch.equal(scores.weight, weight.double())
+    for found, given in ((scores.values, values), (scores.loss, loss)):
+        assert found is not None
+        assert torch.equal(found, given.double())
+    only_values = score(Predictions(logits, targets, Marks(values)))
+    assert torch.equal(only_values.weight, (targets != IGNORE).sum(1).double())
+    assert only_values.loss is not None
+
+
+def test_refuses_marks_of_other_units() -> None:
+    with pytest.raises(MicroscaleError, match=r"marks\.loss has shape \(3,\); give one number"):
+        Predictions(torch.zeros(2, 3), None, Marks(torch.zeros(2), loss=torch.zeros(3)))
+    with pytest.raises(MicroscaleError, match=r"floating-point logits"):
+        Predictions(torch.zeros(2, 3, dtype=torch.long))
 
 
 @pytest.mark.parametrize(

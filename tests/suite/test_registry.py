@@ -8,17 +8,19 @@ import torch
 
 from microscale.errors import MicroscaleError
 from microscale.suite import registry
+from microscale.suite.entry import DATA_VARIABLE
 from microscale.suite.measure import Measured, evaluating, measure_reference
 from microscale.suite.models.checkpoint import fit, read_tensors
-from microscale.suite.models.ds_cnn import DSCNN, Shape, pad_same
+from microscale.suite.models.ds_cnn import DSCNN, Shape
 from microscale.suite.models.kwt import KeywordTransformer
+from microscale.suite.models.padding import pad_same
 from microscale.suite.setting import Setting
 from microscale.suite.speech import load_ds_cnn
 from microscale.suite.statistics import mean
 
 SETTING = Setting.parse()
-DATA = os.environ.get(registry.DATA_VARIABLE)
-needs_data = pytest.mark.skipif(DATA is None, reason=f"{registry.DATA_VARIABLE} is not set")
+DATA = os.environ.get(DATA_VARIABLE)
+needs_data = pytest.mark.skipif(DATA is None, reason=f"{DATA_VARIABLE} is not set")
 
 
 def test_no_model_means_the_embedded_ones() -> None:
@@ -82,13 +84,13 @@ def test_a_text_is_checked_before_the_model_is_loaded(
 
 
 def test_models_of_the_data_folder_need_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(registry.DATA_VARIABLE, raising=False)
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
     with pytest.raises(MicroscaleError, match=r"set MICROSCALE_DATA .* models/arm-kws"):
         registry.plan("arm-kws", None, SETTING)
 
 
 def test_a_data_folder_without_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(registry.DATA_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
     with pytest.raises(MicroscaleError, match="arm-kws' does not exist"):
         registry.plan("arm-kws", None, SETTING)
 

@@ -1,7 +1,6 @@
 """The head of the sentence encoder, on made embeddings and on the encoder itself."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import cast
 
 import pytest
@@ -11,12 +10,11 @@ from torch.nn import functional as F
 
 from microscale.convert import convert, revert
 from microscale.errors import MicroscaleError
-from microscale.suite import registry
+from microscale.suite.entry import EMBEDDED
+from microscale.suite.labelled import Examples, Sentence, Sentences, read_table
 from microscale.suite.measure import evaluating
 from microscale.suite.predictions import Predictions
 from microscale.suite.sentences import (
-    Docstring,
-    Docstrings,
     Encoder,
     batches,
     best_temperature,
@@ -64,20 +62,9 @@ def test_a_class_of_one_sentence_is_refused() -> None:
 
 
 def test_batches_hold_everything_once() -> None:
-    items = [Docstring("x" * n, n) for n in (3, 9, 1, 7, 5)]
+    items = [Sentence("x" * n, n) for n in (3, 9, 1, 7, 5)]
     groups = [list(group) for group in batches(items, 2)]
     assert [[item.label for item in group] for group in groups] == [[9, 7], [5, 3], [1]]
-
-
-def test_docstrings_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "d.jsonl"
-    rows = [("a", "io", "train"), ("b", "ast", "test"), ("c", "io", "test")]
-    lines = [f'{{"text": "{t}", "label": "{n}", "split": "{s}"}}' for t, n, s in rows]
-    path.write_text("\n".join(lines))
-    found = Docstrings.read(path)
-    assert found.labels == ("ast", "io")
-    assert found.train == (Docstring("a", 1),)
-    assert found.test == (Docstring("b", 0), Docstring("c", 1))
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +97,11 @@ def test_padding_does_not_change_an_embedding(encoder: Encoder, policy: str) -> 
 
 
 def test_the_embedded_task(encoder: Encoder) -> None:
-    data = Docstrings.read(registry.EMBEDDED / "stdlib_docstrings.jsonl")
-    few = Docstrings(data.labels, tuple(data.train[::5]), data.test)
-    task = sentence_task(encoder, few, Setting.parse(limit=24), None, "docstrings")
+    table = read_table(EMBEDDED / "stdlib_docstrings.jsonl")
+    assert isinstance(table, Examples)
+    data = Sentences.of(table.rows, 0)
+    few = Sentences(data.labels, tuple(data.train[::5]), data.test)
+    task = sentence_task(encoder, few, Setting.parse(limit=24), about="docstrings")
     with evaluating(encoder.model, 0):
         batch = cast("Iterable[Predictions]", task.evaluate(encoder.model))
         found = [(predictions.logits, predictions.targets) for predictions in batch]

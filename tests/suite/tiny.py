@@ -1,5 +1,6 @@
 """Tiny models for tests of the suite: a classifier, and a language model with a tokenizer."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from microscale.suite.predictions import Predictions
-from microscale.suite.task import Evaluate
+from microscale.suite.task import Evaluate, Task
 
 TEXT = "the cat sat on the mat and the dog ran off with the hat of the man in the fog " * 8
 
@@ -49,6 +50,16 @@ def evaluation(batch: int = 16, units: int = 60) -> Evaluate:
     return evaluate
 
 
+def batches(task: Task, model: nn.Module) -> list[Predictions]:
+    """What the task's evaluation gives for a model, batch by batch."""
+    with torch.no_grad():
+        evaluation = task.evaluate(model.eval())
+        assert isinstance(evaluation, Iterable)
+        found = list(evaluation)
+    assert all(isinstance(one, Predictions) for one in found)
+    return [one for one in found if isinstance(one, Predictions)]
+
+
 def save_language_model(folder: Path) -> Path:
     """Save a random GPT-2 of two layers and its tokenizer of words in Hugging Face's format."""
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -73,4 +84,46 @@ def save_language_model(folder: Path) -> Path:
         eos_token_id=0,
     )
     GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def save_encoder(folder: Path, labels: int = 0) -> Path:
+    """Save a random BERT of two layers and its tokenizer, with a head of so many outputs if any."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        BertModel,
+        PreTrainedTokenizerFast,
+    )
+
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        *("boat", "fish", "wave", "sail", "bird", "cloud", "wind", "star"),
+    ]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    fast_class: Any = PreTrainedTokenizerFast
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]"}
+    fast_class(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    torch.manual_seed(0)
+    config_class: Any = BertConfig
+    config = config_class(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.1,
+        num_labels=labels or 2,
+    )
+    if labels == 2:
+        config.label2id, config.id2label = {"sea": 0, "sky": 1}, {0: "sea", 1: "sky"}
+    model = BertForSequenceClassification(config) if labels else BertModel(config)
+    model.save_pretrained(folder)
     return folder

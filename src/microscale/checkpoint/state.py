@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from microscale.operands import PATHS, SWITCHES
+from microscale.operands import SETTINGS
 from microscale.policy import Policy
 from microscale.scope import site_of
 from microscale.survey import Weight, weights
@@ -40,9 +40,8 @@ def policy_of(model: nn.Module) -> Policy | None:
     ignore = tuple(name for name, site in sites.items() if site.reason)
     if all(policy == base for policy in kept.values()):
         return replace(base, ignore=ignore)
-    paths = (*PATHS, *SWITCHES)
     # Outer modules come first, and of several overrides that cover a module the last one wins.
     overrides = tuple(
-        (n, tuple((p, policy.setting(p)) for p in paths)) for n, policy in kept.items()
+        (n, tuple((p, policy.setting(p)) for p in SETTINGS)) for n, policy in kept.items()
     )
     return replace(base, ignore=ignore, overrides=overrides)

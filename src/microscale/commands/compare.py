@@ -1,16 +1,11 @@
 """`microscale compare`: formats side by side on a model, as a table, JSON and a picture."""
 
-import platform
-import time
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from microscale.commands.console import STANDARD_OUTPUT, console, write_json
+from microscale.commands.outcome import Outcome
 from microscale.errors import MicroscaleError
-from microscale.files import check_output
-from microscale.report.figures import check_picture, write_figure
 from microscale.report.progress import bars
 from microscale.report.quality import draw
 from microscale.report.table import WIDTH
@@ -18,7 +13,6 @@ from microscale.suite.compare import DEFAULT_FORMATS, compare, read_formats
 from microscale.suite.comparison import Comparison
 from microscale.suite.registry import Plan, plan
 from microscale.suite.setting import Setting
-from microscale.version import __version__
 
 
 def run_compare(
@@ -44,21 +38,12 @@ def run_compare(
     )
     names = DEFAULT_FORMATS if formats is None else _split(formats)
     read_formats(names)
-    if json_file is not None and json_file != STANDARD_OUTPUT:
-        check_output(json_file, "--json")
-    if picture is not None:
-        check_picture(picture)
+    outcome = Outcome.checked(json_file, picture)
     plans = plan(model, text, setting)
-    start = time.perf_counter()
-    terminal = console() if json_file != STANDARD_OUTPUT else Console(stderr=True, highlight=False)
-    terminal.width = max(terminal.width, WIDTH)
+    terminal = outcome.terminal(WIDTH)
     comparisons = [_show(_compare(one, names, setting), terminal) for one in plans]
-    seconds = time.perf_counter() - start
-    if json_file is not None:
-        write_json(json_file, _record(comparisons, setting, seconds))
-    if picture is not None:
-        write_figure(draw(comparisons), picture)
-    terminal.print(f"{seconds:.0f} s on {setting.device}; threads: {torch.get_num_threads()}.")
+    record = {"comparisons": [comparison.to_dict() for comparison in comparisons]}
+    outcome.write(record, lambda: draw(comparisons), setting, terminal)
 
 
 def _split(formats: str) -> tuple[str, ...]:
@@ -88,17 +73,3 @@ def _show(comparison: Comparison, terminal: Console) -> Comparison:
     terminal.print(comparison)
     terminal.print()
     return comparison
-
-
-def _record(comparisons: list[Comparison], setting: Setting, seconds: float) -> dict[str, object]:
-    return {
-        "microscale": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "device": str(setting.device),
-        "dtype": str(setting.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "seconds": seconds,
-        "comparisons": [comparison.to_dict() for comparison in comparisons],
-    }

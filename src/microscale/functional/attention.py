@@ -13,6 +13,7 @@ from torch import Tensor
 
 from microscale.errors import MicroscaleError
 from microscale.functional.product import UNSET, plain
+from microscale.functional.vector import deliver
 from microscale.ledger import note, recording
 from microscale.operands import Operand
 from microscale.policy import Policy
@@ -60,7 +61,8 @@ def scaled_dot_product_attention(  # noqa: PLR0917  (as in torch)
         raise MicroscaleError("attention takes attn_mask or is_causal=True, not both.")
     note_attention(policy, name, causal=is_causal)
     with plain():
-        if not any(_operands(policy, "scores") + _operands(policy, "values")):
+        quantized = _operands(policy, "scores") + _operands(policy, "values")
+        if policy.vector == "float32" and not any(quantized):
             return F.scaled_dot_product_attention(
                 query,
                 key,
@@ -93,14 +95,14 @@ def attend(
     left, right = _operands(policy, "scores")
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = cast_operand(query, left, -1) @ cast_operand(key, right, -1).mT * factor
-    probabilities = _softmax(scores, mask)
+    probabilities = deliver(_softmax(deliver(scores, policy), mask), policy)
     if dropout_p > 0:
         probabilities = F.dropout(probabilities, dropout_p)
     left, right = _operands(policy, "values")
     if right is not None and mask is not None:
         value = _without_unseen(value, mask)
     result = cast_operand(probabilities, left, -1) @ cast_operand(value, right, -2)
-    return result, probabilities
+    return deliver(result, policy), probabilities
 
 
 def _operands(policy: Policy, product: str) -> Operands:

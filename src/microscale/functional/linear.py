@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from microscale.functional.product import cast_pair, cast_right, note_product, plain
+from microscale.functional.product import cast_pair, cast_right, note_product, plain, unfit
+from microscale.functional.vector import deliver
 from microscale.policy import Policy
 from microscale.weights import cast_operand
 
@@ -33,7 +34,7 @@ def linear(
     note_product(name, "linear", (input, operands.input), (weight, operands.weight))
     with plain():
         left = cast_operand(input, operands.input, -1)
-        return F.linear(left, cast_right(weight, operands.weight, -1), bias)
+        return deliver(F.linear(left, cast_right(weight, operands.weight, -1), bias), policy)
 
 
 def matmul(left: Tensor, right: Tensor, *, policy: Policy, name: str = "") -> Tensor:
@@ -43,7 +44,8 @@ def matmul(left: Tensor, right: Tensor, *, policy: Policy, name: str = "") -> Te
     `forward.input`; two activations are cast as `matmul.left` and `matmul.right`.
     """
     with plain():
-        return torch.matmul(*cast_pair(left, right, policy=policy, name=name))
+        product = torch.matmul(*cast_pair(left, right, policy=policy, name=name))
+        return product if unfit(left, right) else deliver(product, policy)
 
 
 def addmm(
@@ -59,4 +61,5 @@ def addmm(
     """`torch.addmm`: beta input + alpha (left @ right), the factors cast as `matmul` does."""
     with plain():
         pair = cast_pair(left, right, policy=policy, name=name, product="addmm")
-        return torch.addmm(input, *pair, beta=beta, alpha=alpha)
+        result = torch.addmm(input, *pair, beta=beta, alpha=alpha)
+        return result if unfit(left, right) else deliver(result, policy)

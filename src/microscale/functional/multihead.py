@@ -10,6 +10,7 @@ from torch import Tensor
 from microscale.errors import MicroscaleError
 from microscale.functional.attention import attend, note_attention
 from microscale.functional.product import cast_right, note_product, plain
+from microscale.functional.vector import deliver
 from microscale.policy import Policy
 from microscale.weights import cast_operand
 
@@ -124,7 +125,8 @@ def _project(inputs: Three, projections: Projections, policy: Policy, name: str)
     right = middle if value is key else cast_operand(value, operands.input, -1)
     for x, w in zip(inputs, stored, strict=True):
         note_product(name, "linear", (x, operands.input), (w, operands.weight))
-    q, k, v = (F.linear(*xwb) for xwb in zip((left, middle, right), weights, biases, strict=True))
+    factors = zip((left, middle, right), weights, biases, strict=True)
+    q, k, v = (deliver(F.linear(*xwb), policy) for xwb in factors)
     return q, k, v
 
 

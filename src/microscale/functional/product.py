@@ -1,5 +1,7 @@
 """The two operands of a product: their roles, their casts, and the note about it."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -14,22 +16,30 @@ plain = torch._C.DisableTorchFunction  # noqa: SLF001  (named in torch's notes o
 
 
 def cast_pair(
-    left: Tensor, right: Tensor, *, policy: Policy, name: str = "", product: str = "matmul"
+    left: Tensor,
+    right: Tensor,
+    *,
+    policy: Policy,
+    name: str = "",
+    product: str = "matmul",
+    owners: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cast the factors of `left @ right` along the dimension that is summed over, and note it.
 
     A parameter, a view of one and a packed tensor are weights; two activations are cast as
     `policy.matmul` says. What cannot be cast (integers, sparse tensors, outer products, in which
-    nothing is summed) is returned as it came, and noted with the reason.
+    nothing is summed) is returned as it came, and noted with the reason. `owners` are what the
+    factors were made of, if that says more than they do.
     """
-    reason = _unfit(left, right)
+    reason = unfit(left, right)
     if reason:
         note(name, product, "skipped", (None, None), reason)
         return left, right
-    operands = _operands(left, right, policy)
-    note_product(name, product, (left, operands[0]), (right, operands[1]))
+    first, second = owners or (left, right)
+    operands = _operands(first, second, policy)
+    note_product(name, product, (first, operands[0]), (second, operands[1]))
     axis = -2 if right.dim() > 1 else -1
-    return _cast(left, operands[0], -1), _cast(right, operands[1], axis)
+    return _decoded(left, first, operands[0], -1), _decoded(right, second, operands[1], axis)
 
 
 def note_product(
@@ -57,6 +67,20 @@ def cast_right(weight: Tensor, operand: Operand | None, axis: int) -> Tensor:
     return cast_weight(weight, operand, axis)
 
 
+def _decoded(x: Tensor, owner: Tensor, operand: Operand | None, axis: int) -> Tensor:
+    """Cast a factor, unless it was decoded from a packed tensor."""
+    if isinstance(owner, BlockTensor) and x is not owner:
+        return x
+    return _cast(x, of_matrices(operand) if x.dim() != 2 else operand, axis)
+
+
+def of_matrices(operand: Operand | None) -> Operand | None:
+    """What one scale per output channel is to each of several matrices, and to a vector."""
+    if operand is None or operand.format.block != "channel":
+        return operand
+    return replace(operand, format=replace(operand.format, block="token"))
+
+
 def _cast(x: Tensor, operand: Operand | None, axis: int) -> Tensor:
     if is_weight(x) or isinstance(x, BlockTensor):
         return cast_right(x, operand, axis)
@@ -77,12 +101,20 @@ def _operands(left: Tensor, right: Tensor, policy: Policy) -> tuple[Operand | No
     return first, second
 
 
-def _unfit(left: Tensor, right: Tensor) -> str:
+def unfit(left: Tensor, right: Tensor) -> str:
+    """Why the factors of `left @ right` are not cast, or ""."""
+    if reason := uncastable(left, right):
+        return reason
+    if left.dim() and left.shape[-1] == 1 and not (is_weight(left) or is_weight(right)):
+        return "an outer product sums nothing"
+    return ""
+
+
+def uncastable(left: Tensor, right: Tensor) -> str:
+    """Why two tensors cannot be cast, or ""."""
     for x in (left, right):
         if not x.is_floating_point():
             return f"operands of {x.dtype} are not cast"
         if x.layout is not torch.strided or x.is_nested:
             return "sparse and nested operands are not cast"
-    if left.dim() and left.shape[-1] == 1 and not (is_weight(left) or is_weight(right)):
-        return "an outer product sums nothing"
     return ""

@@ -269,7 +269,7 @@ def _real_scale(amax: Tensor, blocks: Tensor, outer: Tensor | None, plan: Plan) 
 
 
 def tensor_scale(amax: Tensor, fmt: BlockFormat) -> Tensor | None:
-    """The outer scale: the tensor's amax / (largest scale x largest element); 1 for zeros (NVFP4)."""
+    """The outer scale: amax / (largest scale x largest element); 1 for zeros (NVFP4)."""
     if fmt.tensor_scale is None:
         return None
     assert fmt.tensor_scale.grid is not None
@@ -385,7 +385,7 @@ def round_to_integer(x: Tensor, rounding: Rounding, words: Tensor | None = None)
         return whole
     if rounding is Rounding.STOCHASTIC:
         assert words is not None
-        # The fraction is exact, so is its product with 2^32: the probability errs by truncation only.
+        # The fraction is exact, so is its product with 2^32: only the truncation errs.
         beyond = words < (x - whole).abs().double().mul(2.0**32).long()
         return torch.where(beyond, whole + x.sign(), whole)
     return torch.where((x - whole).abs() >= 0.5, whole + x.sign(), whole)

@@ -6,9 +6,35 @@ hooks, names and state dicts stay what they are. Each module holds the policy of
 """
 
 from microscale.nn.attention import MultiheadAttention
-from microscale.nn.conv import Conv1d, Conv2d
-from microscale.nn.embedding import Embedding
+from microscale.nn.bilinear import Bilinear
+from microscale.nn.conv import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+)
+from microscale.nn.embedding import Embedding, EmbeddingBag
 from microscale.nn.linear import Linear
-from microscale.nn.recurrent import LSTM
+from microscale.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
-__all__ = ["LSTM", "Conv1d", "Conv2d", "Embedding", "Linear", "MultiheadAttention"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Bilinear",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "Embedding",
+    "EmbeddingBag",
+    "GRUCell",
+    "LSTMCell",
+    "Linear",
+    "MultiheadAttention",
+    "RNNCell",
+]

@@ -19,9 +19,11 @@ class Site:
         policy: of this module, without overrides.
         original: the class to go back to.
         reason: why products here are left in the wider type, or "".
+        rounds: whether any module of the model rounds what vector operations deliver.
     """
 
     name: str
     policy: Policy
     original: type[nn.Module]
     reason: str = ""
+    rounds: bool = False

@@ -46,15 +46,9 @@ def draw(comparisons: Sequence[Comparison]) -> "Figure":
     return figure
 
 
-def _loss(row: Row) -> Estimate | None:
-    """What the vertical axis shows: the divergence, else the change of the metric."""
-    figures = row.figures
-    return figures.divergence if figures.divergence is not None else figures.difference
-
-
 def _points(comparison: Comparison) -> Iterator[tuple[Row, Estimate]]:
     for row in comparison.rows[1:]:
-        loss = _loss(row)
+        loss = row.figures.loss_of_quality
         if loss is not None and math.isfinite(loss.value):
             yield row, loss
 
@@ -63,9 +57,7 @@ def _panel(axes: "Axes", comparison: Comparison) -> None:
     points = list(_points(comparison))
     logarithmic = bool(points) and all(loss.value > 0 for _, loss in points)
     for row, loss in points:
-        reach = 0.0 if not math.isfinite(loss.error) else loss.value - loss.low
-        # Half of an interval that reaches below zero has no place on a logarithmic axis.
-        below = min(reach, 0.9 * loss.value) if logarithmic else reach
+        below, reach = interval(loss, logarithmic=logarithmic)
         axes.errorbar(
             row.bits_per_weight,
             loss.value,
@@ -79,6 +71,13 @@ def _panel(axes: "Axes", comparison: Comparison) -> None:
     if logarithmic:
         axes.set_yscale("log")
     _dress(axes, comparison)
+
+
+def interval(estimate: Estimate, *, logarithmic: bool) -> tuple[float, float]:
+    """How far the interval of an estimate is drawn below and above it; not at all if unknown."""
+    reach = estimate.value - estimate.low if math.isfinite(estimate.error) else 0.0
+    # Half of an interval that reaches below zero has no place on a logarithmic axis.
+    return min(reach, 0.9 * estimate.value) if logarithmic else reach, reach
 
 
 def _dress(axes: "Axes", comparison: Comparison) -> None:

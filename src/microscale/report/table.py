@@ -13,7 +13,7 @@ from rich.text import Text
 from microscale.suite.findings import Finding
 from microscale.suite.rows import Figures, Row
 from microscale.suite.statistics import Estimate, Verdict
-from microscale.suite.task import Generation
+from microscale.suite.task import SHARES, Generation
 
 WIDTH = 130
 """Columns that the widest table needs; on a narrower terminal it is better wrapped than cut."""
@@ -23,10 +23,10 @@ COLORS = {Verdict.HOLDS: "green", Verdict.FAILS: "red", Verdict.OPEN: "yellow"}
 Column = tuple[str, Callable[[Row], str]]
 
 
-def plain(content: RenderableType) -> str:
+def plain(content: RenderableType, width: int = WIDTH) -> str:
     """What rich would print, as plain text."""
     stream = io.StringIO()
-    console = Console(file=stream, width=WIDTH, highlight=False, color_system=None)
+    console = Console(file=stream, width=width, highlight=False, color_system=None)
     console.print(content)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
 
@@ -45,8 +45,9 @@ def quality(rows: Sequence[Row], metric: str) -> Table:
 
 def _columns(rows: Sequence[Row], metric: str) -> Iterator[Column]:
     """The columns that have anything to show."""
-    percent = 100.0 if metric == "accuracy" else 1.0
-    unit = ", %" if metric == "accuracy" else ""
+    percent = 100.0 if metric in SHARES else 1.0
+    unit = ", %" if metric in SHARES else ""
+    title = metric.replace(" error", "\nerror")
     base = rows[0].format
     yield "format", lambda row: row.format
     yield "bits/\nweight", lambda row: f"{row.bits_per_weight:.2f}"
@@ -54,7 +55,7 @@ def _columns(rows: Sequence[Row], metric: str) -> Iterator[Column]:
         "MB",
         lambda row: f"{row.megabytes:.3g}" if row.megabytes < 100 else f"{row.megabytes:.0f}",
     )
-    yield f"{metric}{unit}", lambda row: with_error(row.figures.metric, percent)
+    yield f"{title}{unit}", lambda row: with_error(row.figures.metric, percent)
     yield f"from {base}\n[95 %]", lambda row: with_interval(row.figures.difference, percent)
     if _any(rows, lambda figures: figures.divergence):
         yield "KL,\nnats", lambda row: short(row.figures.divergence)

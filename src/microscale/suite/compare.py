@@ -5,32 +5,22 @@ as it was afterwards, also when something is raised or the user interrupts.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
-from microscale.conversion import Conversion
-from microscale.convert import convert, revert
 from microscale.errors import MicroscaleError
 from microscale.formats import BlockFormat
 from microscale.policy import Policy
-from microscale.scope import site_of
 from microscale.suite.comparison import Comparison
 from microscale.suite.coverage import Coverage, Recorder
 from microscale.suite.findings import judge
-from microscale.suite.measure import (
-    Measured,
-    Reference,
-    check_pairing,
-    evaluating,
-    measure,
-    measure_reference,
-)
+from microscale.suite.measure import Measured, Reference, evaluating
 from microscale.suite.rows import Figures, Row
 from microscale.suite.size import Size, main_dtype
 from microscale.suite.task import Evaluate, Generation, Task
+from microscale.suite.trial import Progress, Trial
 
 DEFAULT_FORMATS = (
     "mxint8",
@@ -42,9 +32,6 @@ DEFAULT_FORMATS = (
     "mxfp4/mxfp6_e2m3",
     "nvfp4",
 )
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with what runs, the units done, and how many there are (None: not known)."""
 
 
 def compare(
@@ -80,12 +67,7 @@ def compare(
         MicroscaleError: unknown formats, before anything runs; evaluations that cannot be paired.
     """
     policies = read_formats(formats)
-    if any(site_of(module) for module in model.modules()):
-        raise MicroscaleError(
-            f"model {name!r} is converted already; compare needs it as it was: revert(model) first."
-        )
-    task = evaluate if isinstance(evaluate, Task) else Task(evaluate=evaluate)
-    run = _Run(model, task, seed, progress or (lambda *_: None))
+    run = _Run(Trial.of(model, evaluate, seed, name), progress or (lambda *_: None))
     return run.comparison(name, policies)
 
 
@@ -104,19 +86,17 @@ def read_formats(formats: Sequence[str | BlockFormat | Policy]) -> dict[str, Pol
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Run:
-    """One model with its task; the steps of a comparison."""
+    """The steps of a comparison."""
 
-    model: nn.Module
-    task: Task
-    seed: int
+    trial: Trial
     progress: Progress
 
     def comparison(self, name: str, policies: dict[str, Policy]) -> Comparison:
         start = time.perf_counter()
-        base_name = str(main_dtype(self.model)).removeprefix("torch.")
-        with evaluating(self.model, self.seed):
-            base, reference = measure_reference(self.model, self.task, self._advance(base_name))
-        size = Size.plain(self.model)
+        model, task = self.trial.model, self.trial.task
+        base_name = str(main_dtype(model)).removeprefix("torch.")
+        base, reference = self.trial.reference(self._advance(base_name))
+        size = Size.plain(model)
         rows = [_row(base_name, size, Figures.of(base), time.perf_counter() - start)]
         measured: dict[str, Measured] = {}
         for spelling, policy in policies.items():
@@ -125,14 +105,14 @@ class _Run:
         return Comparison(
             model=name,
             metric=base.metric,
-            unit=self.task.unit,
+            unit=task.unit,
             units=base.units,
             positions=base.positions,
-            about=self.task.about or f"{base.units} {self.task.unit}s",
-            seed=self.seed,
+            about=task.about or f"{base.units} {task.unit}s",
+            seed=self.trial.seed,
             rows=tuple(rows),
             findings=judge(base, measured),
-            notes=self.task.notes,
+            notes=task.notes,
         )
 
     def _format(
@@ -140,10 +120,11 @@ class _Run:
     ) -> tuple[Row, Measured]:
         start = time.perf_counter()
         recorder = Recorder()
-        with self._converted(policy) as conversion:
-            measured = self._measure(spelling, base, reference, recorder)
+        with self.trial.converted(policy) as conversion:
+            advance = self._advance(spelling)
+            measured = self.trial.measured(base, reference, recorder, advance)
             seconds = time.perf_counter() - start
-            size = Size.converted(conversion, self.model)
+            size = Size.converted(conversion, self.trial.model)
             generation = self._generation()
         row = _row(spelling, size, Figures.of(measured, base), seconds)
         coverage = Coverage.of(recorder.products, conversion)
@@ -155,36 +136,20 @@ class _Run:
         self, spelling: str, policy: Policy, base: Measured, reference: Reference | None
     ) -> Figures | None:
         """The figures with attention's product of probabilities and values left alone."""
-        if not self.task.causal or not policy.matmul.values:
+        if not self.trial.task.causal or not policy.matmul.values:
             return None
         without = replace(policy, matmul=replace(policy.matmul, values=False))
-        with self._converted(without):
-            label = f"{spelling}, values unquantized"
-            measured = self._measure(label, base, reference, Recorder())
+        with self.trial.converted(without):
+            advance = self._advance(f"{spelling}, values unquantized")
+            measured = self.trial.measured(base, reference, Recorder(), advance)
         return Figures.of(measured, base)
 
-    def _measure(
-        self, label: str, base: Measured, reference: Reference | None, recorder: Recorder
-    ) -> Measured:
-        with evaluating(self.model, self.seed):
-            advance = self._advance(label)
-            measured = measure(self.model, self.task, reference, recorder, advance)
-        check_pairing(measured, base)
-        return measured
-
     def _generation(self) -> Generation | None:
-        if self.task.generation is None:
+        model, check = self.trial.model, self.trial.task.generation
+        if check is None:
             return None
-        with evaluating(self.model, self.seed):
-            return self.task.generation(self.model)
-
-    @contextmanager
-    def _converted(self, policy: Policy) -> Iterator[Conversion]:
-        conversion = convert(self.model, policy, verbose=False)
-        try:
-            yield conversion
-        finally:
-            revert(self.model)
+        with evaluating(model, self.trial.seed):
+            return check(model)
 
     def _advance(self, label: str) -> Callable[[int], None]:
         """Announce what runs now; the result is to be told of units done."""
@@ -193,7 +158,7 @@ class _Run:
         def advance(units: int) -> None:
             nonlocal done
             done += units
-            self.progress(label, done, self.task.units)
+            self.progress(label, done, self.trial.task.units)
 
         advance(0)
         return advance

@@ -21,6 +21,7 @@ WORST = "mxfp4"
 BETTER = (("mxfp8_e4m3", "mxfp8_e5m2"), ("mxfp6_e2m3", "mxfp6_e3m2"))
 
 UNMEASURED = "the evaluation gives neither logits nor a loss"
+UNLABELLED = "the evaluation has no labels, so there is no loss"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def _parity(base: Measured, measured: Mapping[str, Measured]) -> Finding:
         return _untested(name, f"{PARITY} was not compared")
     loss = measured[PARITY].loss
     if base.loss is None or loss is None:
-        return _untested(name, UNMEASURED)
+        return _untested(name, UNMEASURED if measured[PARITY].divergence is None else UNLABELLED)
     center = statistics.mean(base.loss, base.weight).value
     margin = MARGIN * abs(center)
     estimate = statistics.difference(loss, base.loss, base.weight)

@@ -1,4 +1,4 @@
-"""Hugging Face causal language models from a directory or by name, checked before loading."""
+"""Models of Hugging Face from a directory or by name, checked before loading."""
 
 import json
 from collections.abc import Iterator
@@ -16,6 +16,19 @@ from microscale.suite.extras import require
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of model: its name in words, and the class of transformers that loads it."""
+
+    name: str
+    loader: str
+
+
+CAUSAL = Kind("causal language model", "AutoModelForCausalLM")
+ENCODER = Kind("encoder", "AutoModel")
+CLASSIFIER = Kind("sequence classifier", "AutoModelForSequenceClassification")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +62,7 @@ def _missing(folder: Path) -> Iterator[str]:
     if not names and index is None:
         yield f"weights ({' or '.join(WEIGHTS)}, or shards with their index)"
     elif not names and index is not None:
-        shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
         yield from (
             f"{shard} (named in {index.name})" for shard in shards if not (folder / shard).is_file()
         )
@@ -63,26 +76,47 @@ def load_language_model(source: str, *, dtype: torch.dtype, device: torch.device
     Raises MicroscaleError if it cannot be reached, is no causal language model, or its weights do
     not fit the architecture its configuration names (the tensors are named).
     """
-    transformers = require("transformers", f"the language model {source!r}")
+    model, tokenizer = load_pretrained(source, CAUSAL, dtype=dtype, device=device)
+    return LanguageModel(source, model, tokenizer, context_of(model.config))
+
+
+def load_pretrained(
+    source: str, kind: Kind, *, dtype: torch.dtype, device: torch.device
+) -> tuple[Any, Any]:
+    """Load the model at `source`, a directory or a name of the hub, and its tokenizer.
+
+    Raises MicroscaleError as `load_language_model` does.
+    """
+    transformers = require("transformers", f"the {kind.name} {source!r}")
     local = Path(source).is_dir()
     if local:
         check_directory(Path(source))
-    with quiet(transformers), _refused(source, local=local):
+    with quiet(transformers), _refused(source, kind, local=local):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=local)
-        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        model, loading = getattr(transformers, kind.loader).from_pretrained(
             source, dtype=dtype, local_files_only=local, output_loading_info=True
         )
-    _check_fit(source, loading)
-    return LanguageModel(source, model.to(device), tokenizer, _context(model.config))
+    _check_fit(source, kind, loading)
+    return model.to(device), tokenizer
 
 
-def _check_fit(source: str, loading: dict[str, Any]) -> None:
+def load_config(source: str, kind: Kind) -> Any:
+    """The configuration of the model at `source`; raise MicroscaleError as for the model."""
+    transformers = require("transformers", f"the {kind.name} {source!r}")
+    local = Path(source).is_dir()
+    with quiet(transformers), _refused(source, kind, local=local):
+        return transformers.AutoConfig.from_pretrained(source, local_files_only=local)
+
+
+def _check_fit(source: str, kind: Kind, loading: dict[str, Any]) -> None:
     missing = sorted(str(key) for key in loading.get("missing_keys", ()))
     wrong = sorted(str(key) for key in loading.get("mismatched_keys", ()))
+    # A pooler is a layer of pretraining; encoders are saved with and without it, and none uses it.
+    missing = [key for key in missing if kind is not ENCODER or not key.startswith("pooler.")]
     if missing or wrong:
         raise MicroscaleError(
-            f"model {source!r}: its weights do not fit its configuration as a causal language "
-            f"model; missing: {_some(missing)}; of another shape: {_some(wrong)}."
+            f"model {source!r}: its weights do not fit its configuration as a {kind.name}; "
+            f"missing: {_some(missing)}; of another shape: {_some(wrong)}."
         )
 
 
@@ -91,7 +125,8 @@ def _some(names: list[str]) -> str:
     return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
 
 
-def _context(config: Any) -> int:
+def context_of(config: Any) -> int:
+    """The longest sequence that a model was made for, in tokens."""
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 1:
@@ -99,7 +134,8 @@ def _context(config: Any) -> int:
     return 2048
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; MicroscaleError where there is none."""
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
@@ -112,7 +148,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _refused(source: str, *, local: bool) -> Iterator[None]:
+def _refused(source: str, kind: Kind, *, local: bool) -> Iterator[None]:
     """Turn what transformers raises for a bad model into one error that says how to mend it."""
     try:
         yield
@@ -120,7 +156,7 @@ def _refused(source: str, *, local: bool) -> Iterator[None]:
         reason = " ".join(str(error).split())[:300]
         if local:
             raise MicroscaleError(
-                f"model directory {source!r} cannot be loaded as a causal language model: {reason}"
+                f"model directory {source!r} cannot be loaded as a {kind.name}: {reason}"
             ) from error
         raise MicroscaleError(
             f"model {source!r} is neither a directory nor a model of the suite, and could not be "

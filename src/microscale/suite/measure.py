@@ -193,10 +193,29 @@ def _of_scores(parts: list[Scores], task: Task) -> Measured:
     if not parts:
         raise MicroscaleError("evaluate gave no batch at all: there is nothing to measure.")
     scores = join(parts)
-    values = scores.loss if task.metric == "perplexity" else scores.accuracy
     return Measured(
-        task.metric, scores.weight, values, scores.loss, scores.divergence, scores.agreement
+        task.metric,
+        scores.weight,
+        _headline(scores, task.metric),
+        scores.loss,
+        scores.divergence,
+        scores.agreement,
     )
+
+
+def _headline(scores: Scores, metric: str) -> Tensor:
+    """What the metric is the mean of, unit by unit."""
+    if metric == "agreement" and scores.agreement is None:
+        # This is the unquantized model, which agrees with itself.
+        return torch.ones_like(scores.weight)
+    kinds = {"perplexity": scores.loss, "agreement": scores.agreement, "accuracy": scores.accuracy}
+    values = kinds.get(metric, scores.values)
+    if values is None:
+        raise MicroscaleError(
+            f"evaluate gave Predictions without what {metric!r} is made of: targets for accuracy "
+            f"and perplexity, marks for a metric of the task's own."
+        )
+    return values
 
 
 def _of_mapping(evaluation: Mapping[str, Tensor], advance: Advance) -> Measured:

@@ -1,71 +1,27 @@
 """The models that `microscale compare` knows by name, and how a name or path becomes one.
 
 Embedded: `minilm` and `stdlib-gpt`, both of them when no model is named. With the environment
-variable MICROSCALE_DATA: models of its folder `models/`.
+variable MICROSCALE_DATA: models of its folder `models/`. Trained on the spot: the digits.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
-from torch import nn
-
 from microscale.errors import MicroscaleError
+from microscale.suite.encoders import check_table, encoder_subject
+from microscale.suite.entry import Entry, Subject
 from microscale.suite.hub import check_directory, load_language_model
+from microscale.suite.labelled import SUFFIXES, Examples, Sentences, is_table, read_table
 from microscale.suite.language import Reading, language_task
-from microscale.suite.sentences import Docstrings, load_encoder, sentence_task
+from microscale.suite.sentences import load_encoder, sentence_task
 from microscale.suite.setting import Setting
-from microscale.suite.speech import clip_task, load_ds_cnn, load_kwt
-from microscale.suite.task import Task
 from microscale.suite.windows import read_text
+from microscale.suite.zoo import ZOO
 
-EMBEDDED = Path(__file__).parent / "embedded"
-DATA_VARIABLE = "MICROSCALE_DATA"
 STORIES = "stories260k-llama/tinystories_validation_excerpt.txt"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Subject:
-    """A model and its task."""
-
-    name: str
-    model: nn.Module
-    task: Task
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A model known by name; `load` takes its folder, the setting and a text that replaces its own.
-
-    `in_data`: the folder is one of MICROSCALE_DATA's models, else one of the package's own.
-    """
-
-    name: str
-    about: str
-    load: Callable[[Path, Setting, Path | None], Subject]
-    in_data: bool = False
-    takes_text: bool = False
-
-    def folder(self) -> Path:
-        """Where its files are; MicroscaleError if they are not there."""
-        if not self.in_data:
-            return EMBEDDED
-        root = os.environ.get(DATA_VARIABLE)
-        if not root:
-            raise MicroscaleError(
-                f"model {self.name!r} ({self.about}) is not part of the package: set "
-                f"{DATA_VARIABLE} to the folder that holds models/{self.name}."
-            )
-        folder = Path(root) / "models" / self.name
-        if not folder.is_dir():
-            raise MicroscaleError(
-                f"model {self.name!r}: {DATA_VARIABLE} is {root!r}, but {str(folder)!r} does not "
-                f"exist."
-            )
-        return folder
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,8 +53,13 @@ def plan(model: str | None, text: Path | None, setting: Setting) -> list[Plan]:
         _refuse_typing_error(model)
     if text is None:
         raise MicroscaleError(
-            f"model {model!r} is a language model and needs a text to read: add --text FILE."
+            f"model {model!r} needs a text to read: add --text FILE, for an encoder a file of "
+            f"labelled sentences or scored pairs that ends in {' or '.join(SUFFIXES)}."
         )
+    if is_table(text):
+        table = read_table(text)
+        check_table(model, table, setting)
+        return [Plan(model, partial(encoder_subject, model, table, setting, text.name))]
     read_text(text)
     return [Plan(model, partial(_language, model, setting, text, Reading(), text.name))]
 
@@ -131,9 +92,12 @@ def _language(source: str, setting: Setting, text: Path, reading: Reading, about
 def _minilm(folder: Path, setting: Setting, text: Path | None) -> Subject:
     assert text is None
     encoder = load_encoder(setting)
-    data = Docstrings.read(folder / "stdlib_docstrings.jsonl")
+    table = read_table(folder / "stdlib_docstrings.jsonl")
+    assert isinstance(table, Examples)
+    data = Sentences.of(table.rows, setting.seed)
     about = "docstrings of Python's standard library, by module"
-    return Subject("minilm", encoder.model, sentence_task(encoder, data, setting, 320, about))
+    task = sentence_task(encoder, data, setting, about=about, unit="docstring", limit=320)
+    return Subject("minilm", encoder.model, task)
 
 
 def _stdlib_gpt(folder: Path, setting: Setting, text: Path | None) -> Subject:
@@ -152,20 +116,6 @@ def _stories(folder: Path, setting: Setting, text: Path | None, *, context: int)
     return _language(str(folder), setting, own, reading, "TinyStories validation, story openings")
 
 
-def _kwt(folder: Path, setting: Setting, text: Path | None) -> Subject:
-    assert text is None
-    model = load_kwt(folder).to(device=setting.device, dtype=setting.dtype)
-    return Subject(folder.name, model, clip_task(folder, setting, None, "Speech Commands v2"))
-
-
-def _ds_cnn(folder: Path, setting: Setting, text: Path | None) -> Subject:
-    assert text is None
-    model = load_ds_cnn(folder).to(device=setting.device, dtype=setting.dtype)
-    return Subject(
-        f"{folder.name} DS-CNN L", model, clip_task(folder, setting, 1200, "Speech Commands v2")
-    )
-
-
 DEFAULT = ("minilm", "stdlib-gpt")
 
 ENTRIES = {
@@ -177,17 +127,16 @@ ENTRIES = {
             "stories260k-llama",
             "Llama of 260 K parameters, stories",
             partial(_stories, context=512),
-            in_data=True,
+            source="stories260k-llama",
             takes_text=True,
         ),
         Entry(
             "babyllama-tok105",
             "Llama of 936 K parameters, characters of stories",
             partial(_stories, context=256),
-            in_data=True,
+            source="babyllama-tok105",
             takes_text=True,
         ),
-        Entry("kwt1-speech-commands", "keyword transformer", _kwt, in_data=True),
-        Entry("arm-kws", "keyword DS-CNN L", _ds_cnn, in_data=True),
+        *ZOO,
     )
 }

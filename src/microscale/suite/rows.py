@@ -42,6 +42,11 @@ class Figures:
             agreement=None if agreement is None else statistics.mean(agreement, weight),
         )
 
+    @property
+    def loss_of_quality(self) -> Estimate | None:
+        """What a picture shows: the divergence, else the change of the metric."""
+        return self.divergence if self.divergence is not None else self.difference
+
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
         names = ("metric", "difference", "loss", "loss_difference", "divergence", "agreement")

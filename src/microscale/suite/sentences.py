@@ -1,19 +1,17 @@
-"""The sentence encoder all-MiniLM-L6-v2: which module of the standard library a docstring is from.
+"""Sentence encoders: which class a sentence is of. Embedded: all-MiniLM-L6-v2 on docstrings.
 
 The head is a nearest-centroid classifier that is fixed before anything is quantized: the
 unquantized encoder embeds the train split, a class's centroid is the normalised mean of its
-embeddings, and the logits of a docstring are its cosine similarities to the centroids divided by
+embeddings, and the logits of a sentence are its cosine similarities to the centroids divided by
 a temperature. The temperature makes the loss and the KL divergence meaningful: it minimises the
-cross entropy of the train split, each docstring left out of its own centroid (else the
+cross entropy of the train split, each sentence left out of its own centroid (else the
 similarities of the train split would look better than those of new text). Only the encoder is
 quantized; head and centroids stay as they are.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from torch.nn import functional as F
 from microscale.errors import MicroscaleError
 from microscale.suite.extras import require
 from microscale.suite.hub import quiet
+from microscale.suite.labelled import Sentence, Sentences
 from microscale.suite.measure import evaluating
 from microscale.suite.predictions import Predictions
 from microscale.suite.sampling import sample
@@ -30,7 +29,7 @@ from microscale.suite.setting import Setting
 from microscale.suite.task import Task
 
 TOKENS = 128
-"""Longest docstring, in tokens; what is longer is cut (the encoder was trained with 128)."""
+"""Longest sentence, in tokens; what is longer is cut (the encoder was trained with 128)."""
 
 BATCH = 16
 
@@ -38,34 +37,6 @@ HEAD_NOTE = (
     "Head: nearest centroid of the train split, embedded without quantization; logits are cosine "
     "similarities over a temperature set on the train split, so that loss and KL exist."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Docstring:
-    """A text and the number of its class."""
-
-    text: str
-    label: int
-
-
-@dataclass(frozen=True, slots=True)
-class Docstrings:
-    """The frozen data: `labels` names the classes."""
-
-    labels: tuple[str, ...]
-    train: tuple[Docstring, ...]
-    test: tuple[Docstring, ...]
-
-    @classmethod
-    def read(cls, path: Path) -> "Docstrings":
-        """Read lines of JSON with "text", "label" and "split" (train or test)."""
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        labels = tuple(sorted({row["label"] for row in rows}))
-        numbers = {label: number for number, label in enumerate(labels)}
-        splits: dict[str, list[Docstring]] = {"train": [], "test": []}
-        for row in rows:
-            splits[row["split"]].append(Docstring(row["text"], numbers[row["label"]]))
-        return cls(labels, tuple(splits["train"]), tuple(splits["test"]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,21 +53,37 @@ class Head:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoder:
-    """The model with its tokenizer; sentences become vectors of length one."""
+    """The model with its tokenizer; sentences become vectors of length one.
+
+    `length`: tokens of a sentence, of which further ones are cut. `pooling`: the embedding is the
+    mean of the last hidden states over a sentence's tokens, or that of its first token ("cls").
+    """
 
     model: nn.Module
     tokenizer: Any  # transformers has no common public type for what AutoTokenizer gives
     device: torch.device
+    length: int = TOKENS
+    pooling: str = "mean"
+
+    def tokens(self, *texts: Sequence[str]) -> Any:
+        """Token ids and mask of sentences, or of pairs of them, padded and on the device."""
+        return self.tokenizer(
+            *map(list, texts),
+            padding=True,
+            truncation=True,
+            max_length=self.length,
+            return_tensors="pt",
+        ).to(self.device)
 
     def embed(self, model: nn.Module, texts: Sequence[str]) -> Tensor:
-        """Mean of the last hidden states over a sentence's tokens, normalised: [texts, width].
+        """Embeddings of length one, [texts, width].
 
         `model` is the encoder's own model, as it stands at the time of the call.
         """
-        tokens = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=TOKENS, return_tensors="pt"
-        ).to(self.device)
+        tokens = self.tokens(texts)
         hidden = model(**tokens).last_hidden_state.float()
+        if self.pooling == "cls":
+            return F.normalize(hidden[:, 0], dim=-1)
         mask = tokens["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         return F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
@@ -116,11 +103,17 @@ def load_encoder(setting: Setting) -> Encoder:
 
 
 def sentence_task(
-    encoder: Encoder, data: Docstrings, setting: Setting, limit: int | None, about: str
+    encoder: Encoder,
+    data: Sentences,
+    setting: Setting,
+    *,
+    about: str,
+    unit: str = "sentence",
+    limit: int | None = None,
 ) -> Task:
     """Make the head from the train split, and the task of classifying the test split.
 
-    `limit` is the number of docstrings used where the setting names none.
+    `limit` is the number of sentences used where the setting names none.
     """
     size = setting.batch_size or BATCH
     with evaluating(encoder.model, setting.seed):
@@ -129,19 +122,19 @@ def sentence_task(
     return Task(
         evaluate=partial(_classify, encoder=encoder, head=head, items=chosen, size=size),
         metric="accuracy",
-        unit="docstring",
+        unit=unit,
         units=len(chosen),
-        about=f"{about}: {len(chosen)} of {len(data.test)} docstrings, {len(data.labels)} classes, "
+        about=f"{about}: {len(chosen)} of {len(data.test)} {unit}s, {len(data.labels)} classes, "
         f"centroids from {len(data.train)} others",
         notes=(HEAD_NOTE,),
     )
 
 
-def embed_all(encoder: Encoder, items: Sequence[Docstring], size: int) -> tuple[Tensor, Tensor]:
+def embed_all(encoder: Encoder, items: Sequence[Sentence], size: int) -> tuple[Tensor, Tensor]:
     """Embeddings [items, width] and labels [items], in the order of `batches`."""
     groups = list(batches(items, size))
-    embeddings = [encoder.embed(encoder.model, [d.text for d in group]) for group in groups]
-    labels = [d.label for group in groups for d in group]
+    embeddings = [encoder.embed(encoder.model, [item.text for item in group]) for group in groups]
+    labels = [item.label for group in groups for item in group]
     return torch.cat(embeddings), torch.tensor(labels, device=encoder.device)
 
 
@@ -175,7 +168,7 @@ def best_temperature(similarities: Tensor, labels: Tensor) -> float:
     return 1 / float(found.x)
 
 
-def batches(items: Sequence[Docstring], size: int) -> Iterator[Sequence[Docstring]]:
+def batches(items: Sequence[Sentence], size: int) -> Iterator[Sequence[Sentence]]:
     """Groups of similar length, longest first, so that little is padded."""
     ordered = sorted(items, key=lambda item: len(item.text), reverse=True)
     for start in range(0, len(ordered), size):
@@ -183,7 +176,7 @@ def batches(items: Sequence[Docstring], size: int) -> Iterator[Sequence[Docstrin
 
 
 def _classify(
-    model: nn.Module, *, encoder: Encoder, head: Head, items: Sequence[Docstring], size: int
+    model: nn.Module, *, encoder: Encoder, head: Head, items: Sequence[Sentence], size: int
 ) -> Iterator[Predictions]:
     for group in batches(items, size):
         targets = torch.tensor([item.label for item in group], device=encoder.device)

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from microscale.errors import MicroscaleError
-from microscale.suite.models.checkpoint import fit, read_tensors
+from microscale.suite.models.checkpoint import fit, named, read_tensors
 from microscale.suite.models.ds_cnn import DSCNN, Shape
 from microscale.suite.models.kwt import KeywordTransformer
 from microscale.suite.predictions import Predictions
@@ -39,11 +39,8 @@ def load_ds_cnn(folder: Path, name: str = "ds_cnn_l") -> nn.Module:
 def clip_task(folder: Path, setting: Setting, limit: int | None, about: str) -> Task:
     """Classify the clips whose features lie in `folder`; `limit` where the setting names none."""
     path = folder / "eval_features.safetensors"
-    tensors = read_tensors(path)
-    missing = [name for name in ("features", "labels") if name not in tensors]
-    if missing:
-        raise MicroscaleError(f"{str(path)!r} lacks the tensors {' and '.join(missing)}.")
-    features, labels = tensors["features"], tensors["labels"].long()
+    features, labels = named(read_tensors(path), ("features", "labels"), path)
+    labels = labels.long()
     chosen = sample(range(len(labels)), setting.limit or limit, setting.seed)
     return Task(
         evaluate=partial(_classify, features[chosen], labels[chosen], setting),

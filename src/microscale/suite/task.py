@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor, nn
 
@@ -17,6 +16,13 @@ A mapping holds one tensor [units] for each name; its first name is the headline
 
 Evaluate = Callable[[nn.Module], Evaluation]
 """Walks the same data in the same order at every call; called without gradients, in eval mode."""
+
+
+PITCH = "within 25 cents"
+CHARACTERS = "character error rate"
+PHONEMES = "phoneme error rate"
+SHARES = frozenset({"accuracy", "agreement", PITCH, CHARACTERS, PHONEMES})
+"""Metrics that are shares of a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,9 @@ class Generation:
 class Task:
     """An evaluation with its headline metric and its words.
 
-    `metric`: "accuracy" or "perplexity"; an evaluation that returns a mapping names its own.
+    `metric`: "accuracy", "perplexity", "agreement" (with the unquantized model, where there are no
+    targets), or the name of what the predictions' `marks` hold; an evaluation that returns a
+    mapping names its own. One of `SHARES` is shown in percent.
     `unit`: what one independent observation is called. `units`: how many there are, if known
     beforehand. `about`: one line on the data. `causal`: each position sees only earlier ones, so
     the product of probabilities and values is also measured unquantized. `generation`: checks
@@ -44,7 +52,7 @@ class Task:
     """
 
     evaluate: Evaluate
-    metric: Literal["accuracy", "perplexity"] = "accuracy"
+    metric: str = "accuracy"
     unit: str = "example"
     units: int | None = None
     about: str = ""

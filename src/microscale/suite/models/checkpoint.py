@@ -1,6 +1,6 @@
 """Read a safetensors file into a module; say which tensor does not fit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -28,26 +28,44 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Load `tensors` (from `path`) into `module`, which must have exactly these.
 
     Raises MicroscaleError that names the first tensors that are missing, left over, or of another
-    shape.
+    shape or kind.
     """
     wanted = {
-        name: tensor
+        name: tuple(tensor.shape)
         for name, tensor in module.state_dict().items()
         if tensor.dim() or name in tensors
     }
+    expect(tensors, wanted, path, type(module).__name__)
+    module.load_state_dict(dict(tensors), strict=False)
+
+
+def expect(
+    tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], path: Path, model: str
+) -> None:
+    """Refuse `tensors` (from `path`) that are not floating ones of exactly these names and shapes.
+
+    For models that store their weights otherwise than the checkpoint does: its own names are said.
+    """
     faults = [f"{name} is missing" for name in wanted if name not in tensors]
-    faults += [
-        f"{name} has no place in {type(module).__name__}" for name in tensors if name not in wanted
-    ]
-    faults += [
-        f"{name} has shape {tuple(tensors[name].shape)}, not {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in tensors and tensors[name].shape != wanted[name].shape
-    ]
+    faults += [f"{name} has no place in {model}" for name in tensors if name not in wanted]
+    for name in wanted:
+        tensor = tensors.get(name)
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != wanted[name]:
+            faults.append(f"{name} has shape {tuple(tensor.shape)}, not {wanted[name]}")
+        elif not tensor.is_floating_point():
+            faults.append(f"{name} is {tensor.dtype}, not a floating type")
     if faults:
         more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
         raise MicroscaleError(
-            f"checkpoint {str(path)!r} does not fit {type(module).__name__}: "
-            f"{'; '.join(faults[:3])}{more}."
+            f"checkpoint {str(path)!r} does not fit {model}: {'; '.join(faults[:3])}{more}."
         )
-    module.load_state_dict(dict(tensors), strict=False)
+
+
+def named(tensors: Mapping[str, Tensor], names: Sequence[str], path: Path) -> list[Tensor]:
+    """The tensors of these names from `path`; MicroscaleError that names those that are missing."""
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise MicroscaleError(f"{str(path)!r} lacks the tensors {' and '.join(missing)}.")
+    return [tensors[name] for name in names]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from microscale.suite.models.padding import pad_same
+
 CLASSES = 12
 FIRST_KERNEL = (10, 4)
 KERNEL = (3, 3)
@@ -62,13 +64,3 @@ class DSCNN(nn.Module):
             x = self.get_submodule(name)(x)
         logits: Tensor = self.fc(x.mean(dim=(2, 3)))
         return logits
-
-
-def pad_same(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Pad as TensorFlow's "SAME": max((ceil(n/s) - 1) s + k - n, 0), the smaller half in front."""
-    sides: list[int] = []
-    # F.pad counts dimensions from the last one.
-    for n, k, s in reversed(list(zip(x.shape[2:], conv.kernel_size, conv.stride, strict=True))):
-        total = max((-(-n // s) - 1) * s + k - n, 0)
-        sides += [total // 2, total - total // 2]
-    return F.pad(x, sides)

@@ -1,0 +1,47 @@
+"""The bilinear product, as two products: the weight with the second input, then with the first."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from microscale.functional.product import cast_right, note_product, plain
+from microscale.functional.vector import deliver
+from microscale.policy import Policy
+from microscale.weights import cast_operand
+
+
+def bilinear(
+    input1: Tensor,
+    input2: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    policy: Policy,
+    name: str = "",
+) -> Tensor:
+    """`torch.nn.functional.bilinear` on cast operands.
+
+    The weight and `input2` are cast along in2 as `forward.weight` and `forward.input`. What comes
+    of them is an activation, and is cast along in1 as `matmul.left`, `input1` as `matmul.right`.
+
+    Args:
+        input1: [..., in1].
+        input2: [..., in2].
+        weight: [out, in1, in2]; a BlockTensor is used as it is.
+        bias: [out], not cast.
+        policy: `forward` and `matmul` are used.
+        name: of the module, for ledgers.
+
+    Returns:
+        [..., out].
+    """
+    first, second = policy.forward, policy.matmul
+    note_product(name, "bilinear", (input2, first.input), (weight, first.weight))
+    note_product(name, "bilinear", (input1, second.left), (input1, second.right))
+    with plain():
+        matrix = cast_right(weight, first.weight, -1).flatten(0, 1)
+        halfway = F.linear(cast_operand(input2, first.input, -1), matrix)
+        halfway = deliver(halfway, policy).unflatten(-1, (weight.shape[0], weight.shape[1]))
+        left, right = cast_operand(halfway, second.left, -1), cast_operand(input1, second.right, -1)
+        result = torch.matmul(left, right.unsqueeze(-1)).squeeze(-1)
+        return deliver(result if bias is None else result + bias, policy)

@@ -1,0 +1,39 @@
+"""What products and vector operations deliver: their results, rounded as a policy's `vector` says.
+
+A model in float32 computes in float32, and every result that a chip would write as bfloat16 is
+rounded to one, once, and kept in the model's own type.
+"""
+
+import torch
+from torch import Tensor
+
+from microscale.kernels.reference import narrow
+from microscale.policy import Policy
+
+
+def deliver(x: Tensor, policy: Policy) -> Tensor:
+    """Round float32 and float64 values to those of `policy.vector`, straight-through.
+
+    Finite values beyond its largest become the largest, so that a mask of the smallest float32
+    stays finite. Other types are as they are: bfloat16 has nothing to round, float16 less range.
+    """
+    if policy.vector == "float32" or x.dtype not in (torch.float32, torch.float64):
+        return x
+    rounded = _round(x.detach())
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return rounded
+    # Taking away +0 changes no value, not even -0, and has the gradient of x.
+    return rounded - torch.where(x.isfinite(), x.detach() - x, 0.0)
+
+
+def deliver_in_place(x: Tensor, policy: Policy) -> Tensor:
+    """Round what an in-place function has written, behind autograd's back."""
+    if policy.vector != "float32" and x.dtype in (torch.float32, torch.float64):
+        x.data.copy_(_round(x.detach()))
+    return x
+
+
+def _round(x: Tensor) -> Tensor:
+    largest = torch.finfo(torch.bfloat16).max
+    rounded = narrow(x, torch.bfloat16).to(x.dtype)
+    return torch.where(x.isinf(), x, rounded.clamp(-largest, largest))
