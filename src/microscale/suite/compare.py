@@ -5,7 +5,7 @@ as it was afterwards, also when something is raised or the user interrupts.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -19,6 +19,7 @@ from microscale.policy import Policy
 from microscale.scope import site_of
 from microscale.suite.comparison import Comparison
 from microscale.suite.coverage import Coverage, Recorder
+from microscale.suite.extras import require
 from microscale.suite.findings import judge
 from microscale.suite.measure import (
     Measured,
@@ -80,6 +81,7 @@ def compare(
         MicroscaleError: unknown formats, before anything runs; evaluations that cannot be paired.
     """
     policies = read_formats(formats)
+    require("scipy.stats", "a comparison's confidence intervals")
     if any(site_of(module) for module in model.modules()):
         raise MicroscaleError(
             f"model {name!r} is converted already; compare needs it as it was: revert(model) first."
@@ -132,7 +134,7 @@ class _Run:
             seed=self.seed,
             rows=tuple(rows),
             findings=judge(base, measured),
-            notes=self.task.notes,
+            notes=(*self.task.notes, *_notes(policies)),
         )
 
     def _format(
@@ -197,6 +199,23 @@ class _Run:
 
         advance(0)
         return advance
+
+
+def _notes(policies: Mapping[str, Policy]) -> Iterator[str]:
+    """What a reader must know of these formats."""
+    operands = {name: (p.forward.input, p.matmul.left) for name, p in policies.items()}
+    whole = [
+        name
+        for name, (first, second) in operands.items()
+        if any(
+            op and (op.format.block == "tensor" or op.format.tensor_scale) for op in (first, second)
+        )
+    ]
+    if whole:
+        yield (
+            f"The scale of a whole activation tensor ({', '.join(whole)}) is shared by all that is "
+            f"in one batch, so these figures depend on the batch size."
+        )
 
 
 def _row(name: str, size: Size, figures: Figures, seconds: float) -> Row:

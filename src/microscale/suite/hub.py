@@ -1,11 +1,14 @@
 """Hugging Face causal language models from a directory or by name, checked before loading."""
 
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from safetensors import SafetensorError
@@ -20,12 +23,17 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "s
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LanguageModel:
-    """A causal language model with its tokenizer and the longest sequence it was made for."""
+    """A causal language model with its tokenizer.
+
+    `context` is the longest sequence it was made for, `vocabulary` the number of its tokens, if
+    its configuration says.
+    """
 
     name: str
     model: nn.Module
     tokenizer: Any  # transformers has no common public type for what AutoTokenizer gives
     context: int
+    vocabulary: int | None
 
 
 def check_directory(folder: Path) -> None:
@@ -67,13 +75,29 @@ def load_language_model(source: str, *, dtype: torch.dtype, device: torch.device
     local = Path(source).is_dir()
     if local:
         check_directory(Path(source))
+    # What was fetched before is found without the hub; else its client asks for most of a minute.
+    offline = local or not is_reachable(require("huggingface_hub", "the hub").constants.ENDPOINT)
     with quiet(transformers), _refused(source, local=local):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=local)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=offline)
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, local_files_only=local, output_loading_info=True
+            source, dtype=dtype, local_files_only=offline, output_loading_info=True
         )
     _check_fit(source, loading)
-    return LanguageModel(source, model.to(device), tokenizer, _context(model.config))
+    vocabulary = getattr(model.config, "vocab_size", None)
+    return LanguageModel(source, model.to(device), tokenizer, _context(model.config), vocabulary)
+
+
+def is_reachable(address: str) -> bool:
+    """Whether a server answers at a web address, or a proxy stands before it (then it may)."""
+    parts = urlsplit(address)
+    if parts.scheme in getproxies():
+        return True
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _check_fit(source: str, loading: dict[str, Any]) -> None:
@@ -124,8 +148,8 @@ def _refused(source: str, *, local: bool) -> Iterator[None]:
             ) from error
         raise MicroscaleError(
             f"model {source!r} is neither a directory nor a model of the suite, and could not be "
-            f"had from the Hugging Face hub ({reason}). Give a directory with config.json, the "
-            f"weights and the tokenizer."
+            f"had from the Hugging Face hub or its cache on this machine ({reason}). Give a "
+            f"directory with config.json, the weights and the tokenizer."
         ) from error
 
 

@@ -76,14 +76,23 @@ class Scores:
 
 def score(predictions: Predictions, reference: Tensor | None = None) -> Scores:
     """Measure every unit of a batch, against `reference` logits of the same shape if given."""
-    if reference is not None and reference.shape != predictions.logits.shape:
+    logits, targets = predictions.logits, predictions.targets
+    if reference is not None and reference.shape != logits.shape:
         raise MicroscaleError(
-            f"evaluate gave logits of shape {tuple(predictions.logits.shape)} where the reference "
-            f"model gave {tuple(reference.shape)}; it must walk the same data in the same order "
-            f"at every call."
+            f"evaluate gave logits of shape {tuple(logits.shape)} where the reference model gave "
+            f"{tuple(reference.shape)}; it must walk the same data in the same order at every call."
         )
-    parts = [_score(*part) for part in _chunks(predictions, reference)]
-    return join(parts)
+    valid = (targets != IGNORE).reshape(len(targets), -1).cpu()
+    weight = valid.sum(1).double()
+
+    def mean(positions: Tensor) -> Tensor:
+        # where, not a product: an ignored position may hold NaN or infinity.
+        kept = torch.where(valid, positions.reshape(valid.shape), 0.0)
+        return kept.sum(1) / weight.clamp(min=1)
+
+    parts = [_positions(*rows) for rows in _rows(logits, targets, reference)]
+    measures = [mean(torch.cat(columns)) for columns in zip(*parts, strict=True)]
+    return Scores(weight, *measures)
 
 
 def join(parts: Iterable[Scores]) -> Scores:
@@ -98,39 +107,32 @@ def join(parts: Iterable[Scores]) -> Scores:
     return Scores(**base, divergence=torch.cat(divergences), agreement=torch.cat(agreements))
 
 
-def _chunks(
-    predictions: Predictions, reference: Tensor | None
+def _rows(
+    logits: Tensor, targets: Tensor, reference: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """The batch in groups of whole units, [units, positions, classes], of bounded size."""
-    units, classes = predictions.units, predictions.logits.shape[-1]
-    logits = predictions.logits.reshape(units, -1, classes)
-    targets = predictions.targets.reshape(units, -1)
-    step = max(1, _CHUNK // max(1, logits[:1].numel()))
-    for start in range(0, max(units, 1), step):
+    """Positions in groups of bounded size: logits [rows, classes], targets [rows], reference."""
+    classes = logits.shape[-1]
+    step = max(1, _CHUNK // max(1, classes))
+    flat, wanted = logits.reshape(-1, classes), targets.reshape(-1)
+    other = None if reference is None else reference.reshape(-1, classes)
+    for start in range(0, max(len(flat), 1), step):
         rows = slice(start, start + step)
-        other = None if reference is None else reference.reshape(logits.shape)[rows]
-        yield logits[rows], targets[rows], other
+        yield flat[rows], wanted[rows], None if other is None else other[rows]
 
 
-def _score(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Scores:
-    valid = targets != IGNORE
-    weight = valid.sum(1).double()
+def _positions(logits: Tensor, targets: Tensor, reference: Tensor | None) -> tuple[Tensor, ...]:
+    """Loss, accuracy and, against a reference, divergence and agreement of every position."""
+    if logits.device.type == "mps":  # which has no float64
+        logits, targets = logits.cpu(), targets.cpu()
     log_q = logits.double().log_softmax(-1)
     picked = log_q.gather(-1, targets.clamp(min=0).long().unsqueeze(-1)).squeeze(-1)
     top = logits.argmax(-1)
-
-    def mean(values: Tensor) -> Tensor:
-        # where, not a product: an ignored position may hold NaN or infinity.
-        kept = torch.where(valid, values.double(), 0.0)
-        return (kept.sum(1) / weight.clamp(min=1)).cpu()
-
-    loss, accuracy = mean(-picked), mean(top == targets)
-    if reference is None:
-        return Scores(weight.cpu(), loss, accuracy)
-    reference = reference.to(logits.device)
-    divergence = mean(_divergence(reference.double().log_softmax(-1), log_q))
-    agreement = mean(top == reference.argmax(-1))
-    return Scores(weight.cpu(), loss, accuracy, divergence, agreement)
+    measures = [-picked, (top == targets).double()]
+    if reference is not None:
+        reference = reference.to(logits.device)
+        measures.append(_divergence(reference.double().log_softmax(-1), log_q))
+        measures.append((top == reference.argmax(-1)).double())
+    return tuple(measure.cpu() for measure in measures)
 
 
 def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

