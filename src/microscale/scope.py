@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from microscale.errors import MicroscaleError
 from microscale.functional.attention import scaled_dot_product_attention
 from microscale.functional.conv import conv1d, conv2d
 from microscale.functional.embedding import embedding
@@ -27,6 +28,9 @@ from microscale.nn.site import ATTRIBUTE, Site
 from microscale.products import PRODUCTS
 
 Handler = Callable[..., Any]
+
+_COMPILES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 10)
+"""Whether this torch traces scopes without losing products (docs/log.md has what was tried)."""
 
 
 class Scope(TorchFunctionMode):
@@ -221,6 +225,11 @@ _SCOPED: dict[type[nn.Module], type[nn.Module]] = {}
 def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
     @wraps(cls.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() and not _COMPILES:
+            raise MicroscaleError(
+                f"torch.compile of a converted model needs torch 2.10 or later, this is "
+                f"{torch.__version__}: its fused paths would go around the casts."
+            )
         with self.__dict__[ATTRIBUTE]:
             return cls.forward(self, *args, **kwargs)
 
