@@ -62,7 +62,7 @@ def test_each_sample_is_cast_for_itself(fmt: str, axis: int, dim: int) -> None:
 def test_gradients_of_each_sample(net: Net) -> None:
     x, parameters = torch.randn(5, 4, 64), dict(net.named_parameters())
 
-    def loss(values: dict[str, Tensor], one: Tensor) -> Tensor:
+    def loss(values: dict[str, nn.Parameter], one: Tensor) -> Tensor:
         out: Tensor = torch.func.functional_call(net, values, (one,))
         return out.square().sum()
 
@@ -78,7 +78,7 @@ def test_gradients_of_each_sample(net: Net) -> None:
 def test_an_ensemble_of_weights() -> None:
     # Each member is a row of what is mapped over, and is cast with scales of its own.
     layers = [nn.Linear(64, 8) for _ in range(3)]
-    values, _ = torch.func.stack_module_state(layers)  # type: ignore[arg-type]
+    values, _ = torch.func.stack_module_state(layers)
     layer, x = layers[0], torch.randn(5, 64)
     convert(layer, SPELLING, verbose=False)
 

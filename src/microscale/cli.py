@@ -1,5 +1,6 @@
 """The command line. Each command's work is in `microscale.commands`, imported when it runs."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -199,6 +200,9 @@ def inspect(
 
 def main() -> None:
     """Run the command line."""
+    # Threads that spin while they wait make a busy machine many times slower (docs/log.md). The
+    # library that torch computes with reads this when it is loaded, so it is set before.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 

@@ -1,5 +1,6 @@
 """The cast inside `torch.func` transforms: each sample of a map is cast for itself."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,8 +18,7 @@ def transformed() -> bool:
 
 def cast_mapped(x: Tensor, *arguments: Any) -> Tensor:
     """`torch.ops.microscale.cast` with a straight-through gradient, for use in transforms."""
-    values: Tensor = _Cast.apply(x, *arguments)
-    return values
+    return _apply(x, *arguments)
 
 
 class _Cast(torch.autograd.Function):
@@ -36,7 +36,7 @@ class _Cast(torch.autograd.Function):
         return grad.to(ctx.dtype), None, None, None, None, None
 
     @staticmethod
-    def vmap(  # type: ignore[override]
+    def vmap(
         info: Any,  # noqa: ARG004
         in_dims: tuple[Any, ...],
         x: Tensor,
@@ -46,12 +46,15 @@ class _Cast(torch.autograd.Function):
     ) -> tuple[Tensor, int | None]:
         """Cast all samples at once where none shares a scale with another."""
         if in_dims[0] is None:
-            return _Cast.apply(x, fmt, axis, *rest), None
+            return _apply(x, fmt, axis, *rest), None
         samples = x.movedim(in_dims[0], 0)
         block_format = get_block_format(fmt)
         along_axis = isinstance(block_format.block, int) or block_format.block == "token"
         seeded = rest[-1] is not None
         if samples.dim() > 1 and along_axis and block_format.tensor_scale is None and not seeded:
-            return _Cast.apply(samples, fmt, axis if axis < 0 else axis + 1, *rest), 0
-        each = [_Cast.apply(sample, fmt, axis, *rest) for sample in samples.unbind(0)]
+            return _apply(samples, fmt, axis if axis < 0 else axis + 1, *rest), 0
+        each = [_apply(sample, fmt, axis, *rest) for sample in samples.unbind(0)]
         return torch.stack(each) if each else samples, 0
+
+
+_apply: Callable[..., Tensor] = _Cast.apply

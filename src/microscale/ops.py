@@ -51,7 +51,9 @@ def _quantize(x: Tensor, fmt: str, axis: int, options: str, seed: Tensor | None 
     return reference.quantize(x, plan(x, fmt, axis, read_options(options)), seed)
 
 
-def _quantize_fake(x: Tensor, fmt: str, axis: int, options: str, seed: Tensor | None = None) -> Stored:
+def _quantize_fake(
+    x: Tensor, fmt: str, axis: int, options: str, seed: Tensor | None = None
+) -> Stored:
     return empty_storage(x, plan(x, fmt, axis, read_options(options)))
 
 
@@ -72,7 +74,9 @@ def _dequantize_fake(
 _CAST = "Tensor x, str format, int axis, str options"
 _define(f"cast({_CAST}, ScalarType dtype, Tensor? seed=None) -> Tensor", _cast, _cast_fake)
 _define(f"in_range({_CAST}) -> Tensor", _in_range, _in_range_fake)
-_define(f"quantize({_CAST}, Tensor? seed=None) -> (Tensor, Tensor, Tensor)", _quantize, _quantize_fake)
+_define(
+    f"quantize({_CAST}, Tensor? seed=None) -> (Tensor, Tensor, Tensor)", _quantize, _quantize_fake
+)
 _define(
     "dequantize(Tensor[] stored, str format, int axis, ScalarType compute, SymInt length, "
     "ScalarType dtype) -> Tensor",

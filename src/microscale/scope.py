@@ -7,7 +7,7 @@ forward enters the mode; an instance's class is swapped for it. A module inside 
 of its own, which answers first; what it deals with, the outer ones do not see.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -23,6 +23,9 @@ from microscale.ledger import skip
 from microscale.nn.site import ATTRIBUTE, Site
 from microscale.products import PRODUCTS, VECTOR
 from microscale.weights import mark_weight
+
+_COMPILES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 10)
+"""Whether this torch traces scopes without losing products (docs/log.md has what was tried)."""
 
 
 class Scope(TorchFunctionMode):
@@ -96,6 +99,14 @@ eager mode an active scope blocks these paths by itself; in compiled code it doe
 """
 
 
+def _check_compiles() -> None:
+    if not _COMPILES:
+        raise MicroscaleError(
+            f"torch.compile of a converted model needs torch 2.10 or later, this is "
+            f"{torch.__version__}: its fused paths would go around the casts."
+        )
+
+
 def scoped(cls: type[nn.Module]) -> type[nn.Module]:
     """Return the subclass of `cls` whose forward runs in the scope of the instance.
 
@@ -117,6 +128,7 @@ def _subclass(cls: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         scope: Scope = self.__dict__[ATTRIBUTE]
         if torch.compiler.is_compiling():
+            _check_compiles()
             _check_visible(self)
         else:
             _mark_stand_ins(self)
@@ -152,7 +164,8 @@ def _check_visible(module: nn.Module) -> None:
 
 def _mark_stand_ins(module: nn.Module) -> None:
     """Have what `torch.func.functional_call` puts in the place of parameters count as weights."""
-    for parameter in module._parameters.values():  # noqa: SLF001  (as functional_call does)
+    held: Iterable[Tensor | None] = module._parameters.values()  # noqa: SLF001  (as functional_call does)
+    for parameter in held:
         if parameter is not None and not isinstance(parameter, nn.Parameter):
             mark_weight(parameter)
 

@@ -108,7 +108,7 @@ def test_what_is_left_alone_is_named() -> None:
 
     found = compare(Net(), evaluation(), ["mxfp4"]).rows[1].coverage
     assert found is not None
-    assert [name for name, _ in found.left] == ["odd"]
+    assert [(name, kind) for name, kind, _ in found.left] == [("odd", "Bilinear")]
     assert {p.how for p in found.products} == {"emulated", "skipped"}
     assert "skipped: 1 bilinear" in found.summary
 

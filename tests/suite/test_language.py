@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from microscale.errors import MicroscaleError
+from microscale.suite import hub
 from microscale.suite.hub import LanguageModel, check_directory, load_language_model
 from microscale.suite.language import Reading, check_generation, cut, encode, language_task
 from microscale.suite.measure import evaluating, measure_reference
@@ -76,15 +78,22 @@ def test_a_cache_changes_nothing_in_float(language: LanguageModel) -> None:
     windows = cut(language, TEXT, Reading(length=64))
     with evaluating(language.model, 0):
         found = check_generation(language.model, windows=windows, device=CPU)
+    assert found is not None
     assert found.divergence < 1e-8
     assert found.agreement == 1
     assert found.tokens == 2 * 32
 
 
 def test_a_text_of_one_token_is_refused(language: LanguageModel) -> None:
-    bare = LanguageModel("x", language.model, _NoStart(language.tokenizer), 64)
+    bare = LanguageModel("x", language.model, _NoStart(language.tokenizer), 64, None)
     with pytest.raises(MicroscaleError, match="3 characters but no token"):
-        cut(bare, "the", length=8)
+        cut(bare, "the", Reading(length=8))
+
+
+def test_a_tokenizer_of_another_model_is_refused(language: LanguageModel) -> None:
+    small = LanguageModel("x", language.model, language.tokenizer, 64, vocabulary=5)
+    with pytest.raises(MicroscaleError, match=r"gives the token \d+, but the model knows 5"):
+        language_task(small, TEXT, Setting.parse(), Reading(), "text")
 
 
 class _NoStart:
@@ -172,6 +181,18 @@ def test_an_unknown_architecture_is_refused(language_folder: Path, tmp_path: Pat
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(MicroscaleError, match="could not be had from the Hugging Face hub"):
+    monkeypatch.setattr(hub, "is_reachable", lambda _: False)
+    with pytest.raises(
+        MicroscaleError, match=r"could not be had from the Hugging Face hub .*cache"
+    ):
         load_language_model("no-such-owner/no-such-model", dtype=torch.float32, device=CPU)
+
+
+def test_a_server_is_reachable_where_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "getproxies", dict)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert hub.is_reachable(address)
+    assert not hub.is_reachable(address)
+    monkeypatch.setattr(hub, "getproxies", lambda: {"http": "http://proxy"})
+    assert hub.is_reachable(address)

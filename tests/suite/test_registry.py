@@ -8,19 +8,23 @@ import torch
 
 from microscale.errors import MicroscaleError
 from microscale.suite import registry
+from microscale.suite.compare import compare
 from microscale.suite.entry import DATA_VARIABLE
 from microscale.suite.measure import Measured, evaluating, measure_reference
 from microscale.suite.models.checkpoint import fit, read_tensors
 from microscale.suite.models.ds_cnn import DSCNN, Shape
 from microscale.suite.models.kwt import KeywordTransformer
 from microscale.suite.models.padding import pad_same
+from microscale.suite.predictions import Predictions
 from microscale.suite.setting import Setting
 from microscale.suite.speech import load_ds_cnn
 from microscale.suite.statistics import mean
+from microscale.suite.task import Task
 
 SETTING = Setting.parse()
 DATA = os.environ.get(DATA_VARIABLE)
 needs_data = pytest.mark.skipif(DATA is None, reason=f"{DATA_VARIABLE} is not set")
+SMALL = Shape(40, 1, {"conv_1": (2, 1), "ds_1": (1, 1)}, 1e-3)
 
 
 def test_no_model_means_the_embedded_ones() -> None:
@@ -144,8 +148,7 @@ def test_a_checkpoint_that_is_none(tmp_path: Path) -> None:
 def test_a_config_without_strides_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    shape = Shape(8, 1, {"conv_1": (2, 1), "ds_1": (1, 1)}, 1e-3)
-    save_file(DSCNN(shape).state_dict(), tmp_path / "ds_cnn_l.safetensors")
+    save_file(DSCNN(SMALL).state_dict(), tmp_path / "ds_cnn_l.safetensors")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(MicroscaleError, match=r"ds_cnn_l: .*config\.json.*KeyError"):
         load_ds_cnn(tmp_path)
@@ -170,6 +173,27 @@ def test_same_padding(
     # The smaller half stands in front: TensorFlow's rule.
     rows = x[0, 0].amax(1).tolist()
     assert rows.index(1) == (padded[0] - size[0]) // 2
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "kinds", "products", "note"),
+    [
+        (KeywordTransformer(), (98, 40), {"linear", "scores", "values"}, 98, "last block of 8"),
+        (DSCNN(SMALL), (49, 10), {"conv2d", "linear"}, 4, "blocks of 1"),
+    ],
+)
+def test_keyword_models_are_quantized_whole(
+    model: torch.nn.Module, shape: tuple[int, int], kinds: set[str], products: int, note: str
+) -> None:
+    clips = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    task = Task(evaluate=lambda model: Predictions(model(clips), torch.arange(4)))
+    coverage = compare(model, task, ["mxfp4"]).rows[1].coverage
+    assert coverage is not None
+    assert {row.product for row in coverage.products} == kinds
+    assert {row.how for row in coverage.products} == {"emulated"}
+    assert len(coverage.products) == products
+    assert not coverage.left
+    assert note in coverage.summary
 
 
 def measured(name: str) -> Measured:

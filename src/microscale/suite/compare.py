@@ -5,7 +5,7 @@ as it was afterwards, also when something is raised or the user interrupts.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -15,6 +15,7 @@ from microscale.formats import BlockFormat
 from microscale.policy import Policy
 from microscale.suite.comparison import Comparison
 from microscale.suite.coverage import Coverage, Recorder
+from microscale.suite.extras import require
 from microscale.suite.findings import judge
 from microscale.suite.measure import Measured, Reference, evaluating
 from microscale.suite.rows import Figures, Row
@@ -67,6 +68,7 @@ def compare(
         MicroscaleError: unknown formats, before anything runs; evaluations that cannot be paired.
     """
     policies = read_formats(formats)
+    require("scipy.stats", "a comparison's confidence intervals")
     run = _Run(Trial.of(model, evaluate, seed, name), progress or (lambda *_: None))
     return run.comparison(name, policies)
 
@@ -112,7 +114,7 @@ class _Run:
             seed=self.trial.seed,
             rows=tuple(rows),
             findings=judge(base, measured),
-            notes=task.notes,
+            notes=(*task.notes, *_notes(policies)),
         )
 
     def _format(
@@ -162,6 +164,23 @@ class _Run:
 
         advance(0)
         return advance
+
+
+def _notes(policies: Mapping[str, Policy]) -> Iterator[str]:
+    """What a reader must know of these formats."""
+    operands = {name: (p.forward.input, p.matmul.left) for name, p in policies.items()}
+    whole = [
+        name
+        for name, (first, second) in operands.items()
+        if any(
+            op and (op.format.block == "tensor" or op.format.tensor_scale) for op in (first, second)
+        )
+    ]
+    if whole:
+        yield (
+            f"The scale of a whole activation tensor ({', '.join(whole)}) is shared by all that is "
+            f"in one batch, so these figures depend on the batch size."
+        )
 
 
 def _row(name: str, size: Size, figures: Figures, seconds: float) -> Row:

@@ -13,17 +13,17 @@ from microscale.ledger import Row, record_products
 class Coverage:
     """Every product that ran under one format, and what the conversion left alone or noted.
 
-    `left` and `notes` are (module, reason) and (module, note).
+    `left` are (module, kind, reason), `notes` (module, note).
     """
 
     products: tuple[Row, ...]
-    left: tuple[tuple[str, str], ...]
+    left: tuple[tuple[str, str, str], ...]
     notes: tuple[tuple[str, str], ...]
 
     @classmethod
     def of(cls, products: tuple[Row, ...], conversion: Conversion) -> "Coverage":
         """Join what ran with what the conversion reported."""
-        left = tuple((entry.name, entry.reason) for entry in conversion.left)
+        left = tuple((entry.name, entry.kind, entry.reason) for entry in conversion.left)
         notes = tuple((entry.name, note) for entry in conversion.entries for note in entry.notes)
         return cls(products, left, notes)
 
@@ -34,6 +34,7 @@ class Coverage:
         ways = Counter(str(product.how) for product in ran)
         done = " and ".join(f"{count} {how}" for how, count in sorted(ways.items()))
         kinds = ", ".join(sorted({product.product for product in ran}))
+        left = [f"{kind} ({reason})" for _, kind, reason in self.left]
         skipped = [
             f"{row.product} ({row.reason or 'by the policy'})"
             for row in self.products
@@ -42,7 +43,7 @@ class Coverage:
         return (
             f"{done or 'none'} of {len(self.products)} products"
             f"{f' ({kinds})' if kinds else ''}; skipped: {_counted(skipped)}; "
-            f"modules left alone: {_counted(reason for _, reason in self.left)}"
+            f"modules left alone: {_counted(left)}"
             f"{_noted(self.notes)}"
         )
 
@@ -51,7 +52,7 @@ class Coverage:
         return {
             "summary": self.summary,
             "products": [asdict(product) for product in self.products],
-            "left": [{"module": name, "reason": reason} for name, reason in self.left],
+            "left": [{"module": m, "kind": kind, "reason": why} for m, kind, why in self.left],
             "notes": [{"module": name, "note": note} for name, note in self.notes],
         }
 

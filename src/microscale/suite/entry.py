@@ -28,12 +28,14 @@ class Subject:
 class Entry:
     """A model known by name; `load` takes its folder, the setting and a text that replaces its own.
 
-    `source`: the folder among MICROSCALE_DATA's models, "" for the package's own.
+    `needs`: packages besides the required ones. `source`: the folder among MICROSCALE_DATA's
+    models, "" for the package's own.
     """
 
     name: str
     about: str
     load: Callable[[Path, Setting, Path | None], Subject]
+    needs: tuple[str, ...] = ()
     source: str = ""
     takes_text: bool = False
 

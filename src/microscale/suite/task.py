@@ -48,7 +48,8 @@ class Task:
     `unit`: what one independent observation is called. `units`: how many there are, if known
     beforehand. `about`: one line on the data. `causal`: each position sees only earlier ones, so
     the product of probabilities and values is also measured unquantized. `generation`: checks
-    generation with a cache against the full pass. `notes`: sentences for the report.
+    generation with a cache against the full pass (None: the model keeps no cache). `notes`:
+    sentences for the report.
     """
 
     evaluate: Evaluate
@@ -57,5 +58,5 @@ class Task:
     units: int | None = None
     about: str = ""
     causal: bool = False
-    generation: Callable[[nn.Module], Generation] | None = None
+    generation: Callable[[nn.Module], Generation | None] | None = None
     notes: tuple[str, ...] = ()
