@@ -18,7 +18,17 @@ LAYERS = (
     ("ops",),
     ("seed", "mapped", "cast", "tensor", "packed", "packed_ops"),
     ("products", "ledger", "watch", "weights", "functional", "nn"),
-    ("survey", "handlers", "scope", "conversion", "convert", "tally", "analysis", "checkpoint"),
+    (
+        "survey",
+        "handlers",
+        "scope",
+        "conversion",
+        "convert",
+        "cache",
+        "tally",
+        "analysis",
+        "checkpoint",
+    ),
     ("suite", "report"),
     ("commands", "cli"),
 )

@@ -60,9 +60,9 @@ def test_each_sample_is_cast_for_itself(fmt: str, axis: int, dim: int) -> None:
 
 
 def test_gradients_of_each_sample(net: Net) -> None:
-    x, parameters = torch.randn(5, 4, 64), dict(net.named_parameters())
+    x, parameters = torch.randn(5, 4, 64), dict[str, Any](net.named_parameters())
 
-    def loss(values: dict[str, nn.Parameter], one: Tensor) -> Tensor:
+    def loss(values: dict[str, Any], one: Tensor) -> Tensor:
         out: Tensor = torch.func.functional_call(net, values, (one,))
         return out.square().sum()
 
@@ -119,10 +119,13 @@ def test_exported_programs_take_any_batch(net: Net) -> None:
 def test_checkpointed_activations_give_the_same_gradients(net: Net, reentrant: bool) -> None:
     x = torch.randn(2, 4, 64, requires_grad=True)
     grads = []
-    for run in (net, lambda given: checkpoint(net, given, use_reentrant=reentrant)):
+    again: Any = checkpoint
+    runs: list[Any] = [net, lambda given: again(net, given, use_reentrant=reentrant)]
+    for run in runs:
         net.zero_grad()
         x.grad = None
-        run(x).square().sum().backward()
+        result: Tensor = run(x)
+        torch.autograd.backward(result.square().sum())
         grads.append([x.grad, *(p.grad for p in net.parameters())])
     for a, b in zip(*grads, strict=True):
         assert a is not None
@@ -183,7 +186,8 @@ def test_what_parametrized_weights_are_made_of_can_be_trained(name: str) -> None
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 def test_weight_norm_of_old_is_cast_too() -> None:
-    layer, x = torch.nn.utils.weight_norm(nn.Linear(64, 32)), torch.randn(5, 64)
+    layer: Any = torch.nn.utils.weight_norm(nn.Linear(64, 32))
+    x = torch.randn(5, 64)
     convert(layer, SPELLING, verbose=False)
     with torch.no_grad(), ProductSpy() as spy:
         layer(x)

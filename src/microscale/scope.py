@@ -164,7 +164,7 @@ def _check_visible(module: nn.Module) -> None:
 
 def _mark_stand_ins(module: nn.Module) -> None:
     """Have what `torch.func.functional_call` puts in the place of parameters count as weights."""
-    held: Iterable[Tensor | None] = module._parameters.values()  # noqa: SLF001  (as functional_call does)
+    held: Iterable[Tensor | None] = module._parameters.values()  # noqa: SLF001
     for parameter in held:
         if parameter is not None and not isinstance(parameter, nn.Parameter):
             mark_weight(parameter)

@@ -18,6 +18,7 @@ from microscale.operands import SETTINGS
 from microscale.policy import Policy
 from microscale.suite.compare import read_formats
 from microscale.suite.coverage import Coverage, Recorder
+from microscale.suite.extras import require
 from microscale.suite.inspection import Inspection
 from microscale.suite.layer import Layer
 from microscale.suite.measure import Measured, Reference
@@ -60,6 +61,7 @@ def inspect(
     ((spelling, policy),) = read_formats([fmt]).items()
     if batches is not None and batches < 1:
         raise MicroscaleError(f"batches={batches} must be at least 1, or None for all.")
+    require("scipy.stats", "an inspection's confidence intervals")
     trial = Trial.of(model, evaluate, seed, name)
     if batches is not None:
         trial = replace(trial, task=_shortened(trial.task, batches))

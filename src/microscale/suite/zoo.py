@@ -43,7 +43,7 @@ MakeTask = Callable[[Path, Setting], Task]
 
 def entry(name: str, about: str, load: Load, task: MakeTask, source: str = "") -> Entry:
     """An entry that reads no text; its folder is called as the entry if `source` is empty."""
-    return Entry(name, about, partial(_subject, name, load, task), source or name)
+    return Entry(name, about, partial(_subject, name, load, task), source=source or name)
 
 
 def _subject(
