@@ -73,13 +73,14 @@ def test_models_generate(options: dict[str, Any]) -> None:
 
 
 def test_steps_see_the_tokens_that_were_kept() -> None:
-    model = llama(Policy.of(cache="mxint8"))
+    # In float64 the order of a sum moves no value across a rounding boundary of the format.
+    model = llama(Policy.of(cache="mxint8")).double()
     cache = packed_cache(model)
     with torch.no_grad():
         whole = model(input_ids=IDS, past_key_values=packed_cache(model)).logits
         for i in range(IDS.shape[1]):
             one = model(input_ids=IDS[:, i : i + 1], past_key_values=cache).logits
-            torch.testing.assert_close(one[:, 0], whole[:, i], rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(one[:, 0], whole[:, i], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
