@@ -251,7 +251,7 @@ def _squared_error(blocks: Tensor, scales: Scales, plan: Plan) -> Tensor:
     errors = (blocks.double() - values.double()).nan_to_num(0.0, 0.0, 0.0).square()
     dims = _shared(blocks, plan)
     kept = [d for d in range(errors.dim()) if d not in dims]
-    # cumsum is the one sum of PyTorch that goes from the first element to the last.
+    # On the CPU cumsum goes from the first element to the last, as no other sum of PyTorch does.
     ordered = errors.permute(*kept, *dims).flatten(len(kept)).cumsum(-1)[..., -1]
     return ordered.reshape([1 if d in dims else n for d, n in enumerate(errors.shape)])
 
