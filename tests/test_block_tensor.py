@@ -9,12 +9,8 @@ import torch
 
 import oracle
 from microscale.cast import cast
-from microscale.formats import (
-    E8M0,
-    NAMED,
-    BlockFormat,
-    get_block_format,
-)
+from microscale.formats import E8M0, NAMED, BlockFormat
+from microscale.spelling import get_block_format
 from microscale.tensor import dequantize, quantize
 from oracle import VARIETY, Options
 from oracle_arrays import split_blocks, to_numpy

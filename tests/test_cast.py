@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 import oracle
 from microscale.cast import cast
 from microscale.errors import MicroscaleError
-from microscale.formats import MXFP4, get_block_format
+from microscale.formats import MXFP4
+from microscale.spelling import get_block_format
 from microscale.tensor import quantize
 from oracle import MX, VARIETY, Options
 from oracle_arrays import TORCH, assert_same, cast_tensor, to_numpy

@@ -15,10 +15,8 @@ import torch
 
 import oracle
 from microscale.cast import cast
-from microscale.formats import (
-    BlockFormat,
-    get_block_format,
-)
+from microscale.formats import BlockFormat
+from microscale.spelling import get_block_format
 from microscale.tensor import quantize
 from oracle import MX, Format, Options
 from oracle_arrays import (

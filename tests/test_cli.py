@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from microscale.cli import app
 from microscale.errors import MicroscaleError
-from microscale.formats import ELEMENTS, NAMED, SCALES, get_format
+from microscale.formats import ELEMENTS, NAMED, SCALES
 from microscale.report.format_words import number
 from microscale.report.number_line import positive_values, text_lines
+from microscale.spelling import get_format
 from microscale.version import __version__
 
 PNG = b"\x89PNG\r\n"

@@ -17,10 +17,10 @@ import microscale.weights as weights_module
 from microscale import nn as quantized
 from microscale.cast import cast
 from microscale.convert import convert, revert
-from microscale.formats import get_block_format
 from microscale.ledger import record_products
 from microscale.policy import Policy
 from microscale.scope import site_of
+from microscale.spelling import get_block_format
 from zoo import IDS, Zoo, classes
 
 

@@ -36,11 +36,10 @@ from microscale.formats import (
     ScaleFormat,
     Specials,
     float_format,
-    get_block_format,
-    get_format,
     integer_format,
 )
 from microscale.rounding import ScaleRule
+from microscale.spelling import get_block_format, get_format
 from oracle_numbers import Element
 from twins import every_element, twins
 

@@ -5,10 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microscale.errors import MicroscaleError
-from microscale.formats import MXFP4, MXFP6_E2M3, NAMED, get_block_format
+from microscale.formats import MXFP4, MXFP6_E2M3, NAMED
 from microscale.operands import LAWS, PATHS, Forward, Operand
 from microscale.policy import Policy, covers
 from microscale.rounding import FlushSubnormals, Nonfinite, Overflow, Rounding
+from microscale.spelling import get_block_format
 
 TOKENS = [name for name in NAMED if not name.endswith("-channel")]
 

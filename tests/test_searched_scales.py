@@ -9,7 +9,7 @@ import torch
 from microscale.cast import cast
 from microscale.errors import MicroscaleError
 from microscale.formats import ELEMENTS as FORMAT_ELEMENTS
-from microscale.formats import get_block_format
+from microscale.spelling import get_block_format
 from microscale.tensor import quantize
 from oracle import ELEMENTS, MX, shared_exponent
 from oracle_numbers import DTYPES as BINARY

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from microscale.cast import cast
-from microscale.formats import get_block_format
 from microscale.operands import Operand
+from microscale.spelling import get_block_format
 from microscale.tally import Figures, Tally
 from microscale.tensor import quantize
 

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from microscale.commands.info import info
     from microscale.convert import convert, revert
     from microscale.errors import MicroscaleError
-    from microscale.formats import BlockFormat, ElementFormat, get_format
+    from microscale.formats import BlockFormat, ElementFormat
     from microscale.policy import Policy
+    from microscale.spelling import get_format
     from microscale.suite.compare import compare
     from microscale.suite.inspect import inspect
     from microscale.tensor import BlockTensor, dequantize, quantize
@@ -54,7 +55,7 @@ _HOMES = {
     "compare": "microscale.suite.compare",
     "convert": "microscale.convert",
     "dequantize": "microscale.tensor",
-    "get_format": "microscale.formats",
+    "get_format": "microscale.spelling",
     "info": "microscale.commands.info",
     "inspect": "microscale.suite.inspect",
     "load": "microscale.checkpoint.native",

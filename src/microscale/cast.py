@@ -10,11 +10,12 @@ from torch import Tensor
 
 import microscale.ops  # noqa: F401  (registers the operators)
 from microscale.errors import MicroscaleError
-from microscale.formats import BlockFormat, get_block_format
+from microscale.formats import BlockFormat
 from microscale.kernels.plan import FLOATS, plan
 from microscale.mapped import cast_mapped, transformed
 from microscale.rounding import Gradient, make_options
 from microscale.seed import Seed, seed_tensor
+from microscale.spelling import get_block_format
 
 Array = NDArray[np.floating]
 TensorOrArray = TypeVar("TensorOrArray", Tensor, Array)

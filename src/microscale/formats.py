@@ -9,10 +9,9 @@ arXiv 2309.17224 for the `fnuz` kind; NVIDIA Transformer Engine documentation fo
 """
 
 import math
-import re
 import typing
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Literal
 
 from microscale.errors import MicroscaleError, near_names
@@ -296,7 +295,7 @@ SCALES: dict[str, ScaleFormat] = {
 }
 
 
-_CONCRETE: dict[str, tuple[ElementFormat, ScaleFormat, int, ScaleFormat | None]] = {
+CONCRETE: dict[str, tuple[ElementFormat, ScaleFormat, int, ScaleFormat | None]] = {
     "mxfp8_e4m3": (E4M3, E8M0, 32, None),
     "mxfp8_e5m2": (E5M2, E8M0, 32, None),
     "mxfp6_e2m3": (E2M3, E8M0, 32, None),
@@ -339,15 +338,16 @@ def _check_block(block: object) -> None:
             )
 
 
-_NAMES: dict[object, str] = {parts: name for name, parts in _CONCRETE.items()}
+_NAMES: dict[object, str] = {parts: name for name, parts in CONCRETE.items()}
 
 
-def _element_spelling(element: ElementFormat) -> str:
+def element_spelling(element: ElementFormat) -> str:
     """The element's name as block formats spell it: `fp8_e4m3`, `int8`."""
     return element.name if element.is_integer else f"fp{element.bits}_{element.name}"
 
 
-def _default_scale(block: int | tuple[int, int] | WholeBlock) -> ScaleFormat:
+def default_scale(block: int | tuple[int, int] | WholeBlock) -> ScaleFormat:
+    """The scale format meant when a spelling names none."""
     return FP32 if isinstance(block, str) else E8M0
 
 
@@ -399,8 +399,8 @@ class BlockFormat:
             block = (
                 self.block if not isinstance(self.block, tuple) else "x".join(map(str, self.block))
             )
-            base = f"{_element_spelling(self.element)}-{block}"
-            if self.scale != _default_scale(self.block):
+            base = f"{element_spelling(self.element)}-{block}"
+            if self.scale != default_scale(self.block):
                 base += f"-{self.scale}"
             if self.tensor_scale is not None:
                 base += f"-tensor_{self.tensor_scale}"
@@ -464,20 +464,21 @@ def packed_bytes(length: int, bits: int, padding: int) -> int:
     return -(-whole // group) * group * bits // 8
 
 
-def _concrete(name: str) -> BlockFormat:
-    element, scale, block, tensor_scale = _CONCRETE[name]
+def make_concrete(name: str) -> BlockFormat:
+    """The concrete format of that name."""
+    element, scale, block, tensor_scale = CONCRETE[name]
     return BlockFormat(element, scale, block, scale.default_rule, tensor_scale)
 
 
-MXFP8_E4M3 = _concrete("mxfp8_e4m3")
-MXFP8_E5M2 = _concrete("mxfp8_e5m2")
-MXFP6_E2M3 = _concrete("mxfp6_e2m3")
-MXFP6_E3M2 = _concrete("mxfp6_e3m2")
-MXFP4 = _concrete("mxfp4")
-MXINT8 = _concrete("mxint8")
-NVFP4 = _concrete("nvfp4")
+MXFP8_E4M3 = make_concrete("mxfp8_e4m3")
+MXFP8_E5M2 = make_concrete("mxfp8_e5m2")
+MXFP6_E2M3 = make_concrete("mxfp6_e2m3")
+MXFP6_E3M2 = make_concrete("mxfp6_e3m2")
+MXFP4 = make_concrete("mxfp4")
+MXINT8 = make_concrete("mxint8")
+NVFP4 = make_concrete("nvfp4")
 
-NAMED: dict[str, BlockFormat] = {name: _concrete(name) for name in _CONCRETE} | {
+NAMED: dict[str, BlockFormat] = {name: make_concrete(name) for name in CONCRETE} | {
     str(fmt): fmt
     for fmt in (
         BlockFormat(element, FP32, block)
@@ -486,121 +487,3 @@ NAMED: dict[str, BlockFormat] = {name: _concrete(name) for name in _CONCRETE} | 
     )
 }
 """The formats that tables list, by their spelling. Any other can be written down."""
-
-_FLOAT = re.compile(r"(?:fp[0-9]_)?e([0-9])m([0-9])(?:b([0-9]{1,3}))?(finite|fn|fnuz|ieee)?")
-_INTEGER = re.compile(r"int([0-9]{1,3})")
-_BLOCK = re.compile(r"([0-9]{1,9})(?:x([0-9]{1,9}))?")
-_ALIASES = {"mxfp8": "mxfp8_e4m3", "mxfp6": "mxfp6_e2m3", "mxfp4_e2m1": "mxfp4"}
-
-
-def get_format(spelling: "str | BlockFormat | ElementFormat") -> BlockFormat | ElementFormat:
-    """Read a format's spelling, in any case: `mxfp4`, `mxfp4-rceil`, `e4m3`, `e3m0-16-bf16`.
-
-    `get_format(str(f)) == f` for every format. Raises MicroscaleError with near names.
-    """
-    if not isinstance(spelling, str):
-        if isinstance(spelling, (BlockFormat, ElementFormat)):
-            return spelling
-        raise MicroscaleError(f"format {spelling!r} is neither a spelling nor a format.")
-    return _read(spelling.strip().lower())
-
-
-def get_block_format(spelling: "str | BlockFormat") -> BlockFormat:
-    """Read the spelling of a block format; refuse an element format, which has no scale."""
-    fmt = get_format(spelling)
-    if isinstance(fmt, ElementFormat):
-        raise MicroscaleError(
-            f"{fmt} is an element format, without a scale; name a block, for example "
-            f"{_element_spelling(fmt)}-32 or {_element_spelling(fmt)}-tensor."
-        )
-    return fmt
-
-
-@lru_cache(maxsize=1024)
-def _read(spelling: str) -> BlockFormat | ElementFormat:
-    base, *options = _ALIASES.get(spelling, spelling).split("-")
-    base = _ALIASES.get(base, base)
-    concrete = _concrete(base) if base in _CONCRETE else None
-    element = concrete.element if concrete else _read_element(base)
-    if element is None:
-        known = NAMED.keys() | ELEMENTS.keys()
-        raise MicroscaleError(
-            f"format {spelling!r} is not known.{near_names(spelling, known)} "
-            "Any format can be written as element-block-scale-rule, as in e3m2-16-e8m0-ceil."
-        )
-    if concrete is None and not options:
-        return element
-    return _read_block(spelling, element, concrete, options)
-
-
-def _read_block(
-    spelling: str, element: ElementFormat, concrete: BlockFormat | None, options: list[str]
-) -> BlockFormat:
-    block = concrete.block if concrete else None
-    scale = concrete.scale if concrete else None
-    rule: ScaleRule | None = None
-    tensor_scale = concrete.tensor_scale if concrete else None
-    for kind, option in _sort_options(spelling, options).items():
-        if kind == "block":
-            block = _read_size(option)
-        elif kind == "scale":
-            scale = SCALES[option]
-        elif kind == "rule":
-            rule = ScaleRule(option)
-        else:
-            tensor_scale = SCALES[option.removeprefix("tensor_")]
-    if block is None:
-        raise MicroscaleError(f"format {spelling!r} names no block; add one, as in {element}-32.")
-    scale = scale or _default_scale(block)
-    return BlockFormat(element, scale, block, rule or scale.default_rule, tensor_scale)
-
-
-def _sort_options(spelling: str, options: list[str]) -> dict[str, str]:
-    """The options by what they say; one of each at most."""
-    kinds: dict[str, str] = {}
-    for option in options:
-        if _read_size(option) is not None:
-            kind = "block"
-        elif option in SCALES:
-            kind = "scale"
-        elif option in list(ScaleRule):
-            kind = "rule"
-        elif option.startswith("tensor_") and option.removeprefix("tensor_") in SCALES:
-            kind = "tensor scale"
-        else:
-            known = [*WHOLE_BLOCKS, "32", *SCALES, *ScaleRule]
-            raise MicroscaleError(
-                f"format {spelling!r}: option {option!r} is not known.{near_names(option, known)}"
-            )
-        if kind in kinds:
-            raise MicroscaleError(
-                f"format {spelling!r} names two of one kind ({kind}): {kinds[kind]!r} and "
-                f"{option!r}; leave one away."
-            )
-        kinds[kind] = option
-    return kinds
-
-
-def _read_size(option: str) -> int | tuple[int, int] | WholeBlock | None:
-    for whole in WHOLE_BLOCKS:
-        if option == whole:
-            return whole
-    if not (match := _BLOCK.fullmatch(option)):
-        return None
-    return (int(match[1]), int(match[2])) if match[2] else int(match[1])
-
-
-def _read_element(name: str) -> ElementFormat | None:
-    if match := _INTEGER.fullmatch(name):
-        return integer_format(int(match[1]))
-    if match := _FLOAT.fullmatch(name):
-        kinds: dict[str, Specials] = {str(kind): kind for kind in SPECIALS}
-        bias = int(match[3]) if match[3] else None
-        element = float_format(int(match[1]), int(match[2]), kinds.get(match[4] or ""), bias)
-        prefix = name.partition("_")[0] if name.startswith("fp") else f"fp{element.bits}"
-        if prefix != f"fp{element.bits}":
-            raise MicroscaleError(
-                f"format {name!r}: {element} has {element.bits} bits, not {prefix[2:]}."
-            )
-        return element
-    return None

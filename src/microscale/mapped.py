@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import microscale.ops  # noqa: F401  (registers the operators)
-from microscale.formats import get_block_format
+from microscale.spelling import get_block_format
 
 
 def transformed() -> bool:

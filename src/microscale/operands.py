@@ -8,8 +8,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from microscale.errors import MicroscaleError, near_names
-from microscale.formats import BlockFormat, get_block_format
+from microscale.formats import BlockFormat
 from microscale.rounding import FlushSubnormals, Nonfinite, Overflow, Rounding
+from microscale.spelling import get_block_format
 
 WIDE = "fp32"
 """How an operand that is not quantized is written."""

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from microscale.formats import get_block_format
 from microscale.kernels import reference
 from microscale.kernels.plan import plan
 from microscale.kernels.storage import Layout, Stored, decoded_shape, empty_storage
 from microscale.rounding import read_options
+from microscale.spelling import get_block_format
 
 _library = torch.library.Library("microscale", "DEF")
 

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from microscale.cast import result_dtype, to_tensor, write
 from microscale.errors import MicroscaleError
-from microscale.formats import BlockFormat, get_block_format
+from microscale.formats import BlockFormat
 from microscale.kernels.plan import plan
 from microscale.kernels.storage import Layout
 from microscale.packed import Packed
 from microscale.packed_ops import dispatch
 from microscale.rounding import make_options
 from microscale.seed import Seed, seed_tensor
+from microscale.spelling import get_block_format
 
 
 class BlockTensor(Packed):

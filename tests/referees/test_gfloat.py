@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from microscale.cast import cast
-from microscale.formats import ElementFormat, get_block_format, get_format
+from microscale.formats import ElementFormat
+from microscale.spelling import get_block_format, get_format
 from microscale.tensor import quantize
 from oracle_arrays import Floats, all_halves, bits, to_numpy
 from referees.anchored import cast_elements, inputs

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from microscale.formats import ElementFormat, get_format
+from microscale.formats import ElementFormat
+from microscale.spelling import get_format
 from microscale.tensor import quantize
 from oracle_arrays import all_halves, bits, to_numpy
 from referees.anchored import cast_elements, inputs

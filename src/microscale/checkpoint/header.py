@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from microscale.errors import MicroscaleError
-from microscale.formats import get_block_format
 from microscale.kernels.plan import FLOATS, Plan, check_axis
 from microscale.kernels.storage import Layout, empty_storage
+from microscale.spelling import get_block_format
 
 KEY = "microscale"
 VERSION = 1

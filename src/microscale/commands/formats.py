@@ -9,14 +9,7 @@ from rich.table import Table
 
 from microscale.commands.console import STANDARD_OUTPUT, console, write_json
 from microscale.errors import MicroscaleError
-from microscale.formats import (
-    ELEMENTS,
-    NAMED,
-    SCALES,
-    BlockFormat,
-    ElementFormat,
-    get_format,
-)
+from microscale.formats import ELEMENTS, NAMED, SCALES, BlockFormat, ElementFormat
 from microscale.report.figures import check_picture, write_figure
 from microscale.report.format_words import (
     describe,
@@ -27,6 +20,7 @@ from microscale.report.format_words import (
     specials_words,
 )
 from microscale.report.number_line import draw, text_lines
+from microscale.spelling import get_format
 
 LARGEST_CODE_TABLE = 6
 LINE_WIDTH = 96

@@ -10,8 +10,9 @@ from functools import lru_cache
 import torch
 
 from microscale.errors import MicroscaleError
-from microscale.formats import BlockFormat, channel_dimension, get_block_format
+from microscale.formats import BlockFormat, channel_dimension
 from microscale.rounding import Options, Overflow
+from microscale.spelling import get_block_format
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
