@@ -1,7 +1,8 @@
 """The op table: schema, fake kernel, gradient and kernels of each operator, in one place.
 
 Kernels know nothing of torch.library; this file alone registers them. A format and its options
-cross the boundary as their spelling. The reference kernels serve every device that PyTorch does.
+cross the boundary as their spelling. The reference kernels serve every device that PyTorch does; on
+the CPU the compiled core serves what it can, and the reference the rest.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from microscale.kernels import reference
+from microscale.kernels.native import casts as native
 from microscale.kernels.plan import plan
 from microscale.kernels.storage import Layout, Stored, decoded_shape, empty_storage
 from microscale.rounding import read_options
@@ -83,6 +85,45 @@ _define(
     _dequantize,
     _dequantize_fake,
 )
+
+
+# ---------------------------------------------------------------- the compiled core, on the CPU
+
+
+def _cast_cpu(
+    x: Tensor, fmt: str, axis: int, options: str, dtype: torch.dtype, seed: Tensor | None = None
+) -> Tensor:
+    found = native.served(fmt, options)
+    if found is None or not native.takes(x, dtype):
+        return _cast(x, fmt, axis, options, dtype, seed)
+    checked = plan(x, fmt, axis, read_options(options))
+    return native.cast(x, found, checked.axis, dtype, seed)
+
+
+def _quantize_cpu(
+    x: Tensor, fmt: str, axis: int, options: str, seed: Tensor | None = None
+) -> Stored:
+    found = native.served(fmt, options)
+    if found is None or not native.packs(x):
+        return _quantize(x, fmt, axis, options, seed)
+    return native.quantize(x, found, plan(x, fmt, axis, read_options(options)), seed)
+
+
+def _dequantize_cpu(
+    stored: list[Tensor], fmt: str, axis: int, compute: torch.dtype, length: int, dtype: torch.dtype
+) -> Tensor:
+    codes, scales, outer = stored
+    found = native.served(fmt, native.DECODING)
+    if found is None or not native.decodes((codes, scales, outer), found, length, compute):
+        return _dequantize(stored, fmt, axis, compute, length, dtype)
+    layout = Layout(found.format, axis, compute)
+    return native.dequantize((codes, scales, outer), found, layout, length, dtype)
+
+
+for _name, _kernel in (
+    ("cast", _cast_cpu), ("quantize", _quantize_cpu), ("dequantize", _dequantize_cpu)
+):  # fmt: skip
+    _library.impl(_name, _kernel, "CPU")
 
 
 def _remember_dtype(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -1,0 +1,7 @@
+// GEMM with AVX-512 VBMI and BF16: see ProductKernels.
+#pragma once
+
+#include "kernels.h"
+
+int gemm_bfloat16_vbmi(const GemmCall& call);
+int gemm_float32_vbmi(const GemmCall& call);

@@ -1,0 +1,45 @@
+// The kernels of one instruction set, chosen by linear.cpp.
+#pragma once
+
+#include "packed.h"
+
+struct GemvCall {
+  const ms_packed* w;
+  const float* bias;
+  const ms_dense* out;
+  int64_t batch;
+  int threads;
+  bool tiny_x;   // x has values, not 0, below 2^-100
+  uint8_t* bad;  // by row of weights: in `careful`, do this row; elsewhere set instead of doing it
+};
+
+struct GemmCall {
+  const ms_packed* w;
+  const ms_dense* x;
+  const float* bias;
+  const ms_dense* out;
+  const float* factors;  // by row of weights: what the sums are multiplied with
+  int threads;
+};
+
+// All return MS_OK or MS_NO_MEMORY. Those that are null are not there; x is widened instead.
+struct ProductKernels {
+  // At most GEMV_BATCH rows of x, in float32 of at most 2^100, or in bfloat16 of 2^-100 to 2^100.
+  // Scale the sum of a block.
+  int (*gemv_float32)(const GemvCall&, const ms_dense& x);
+  int (*gemv_bfloat16)(const GemvCall&, const ms_dense& x);
+  // Elements of w and x are whole multiples, at most 128, of their smallest; scales are safe.
+  int (*gemv_integer)(const GemvCall&, const ms_packed& x);
+  // The same for any numbers: of weights as `dequantize` gives them.
+  int (*gemv_careful)(const GemvCall&, const ms_dense& x);
+  // Of weights as `dequantize` gives them.
+  int (*gemm_float32)(const GemmCall&);
+  // x in bfloat16 without subnormals; scaled elements are exact in bfloat16, or the scale is one
+  // a row and among the factors.
+  int (*gemm_bfloat16)(const GemmCall&);
+};
+
+constexpr int64_t GEMV_BATCH = 8;
+
+extern const ProductKernels ms_products_baseline, ms_products_avx2, ms_products_avx512;
+extern const ProductKernels ms_products_vbmi, ms_products_amx;

@@ -1,0 +1,263 @@
+// Which kernel multiplies: by the processor, the number of rows of x, and the numbers in it.
+//
+// Fast kernels ask for numbers that cannot overflow, underflow or be taken for zero on their way;
+// what does not fit goes to slower ones that decode weights to float32 first, as `dequantize` does,
+// row by row where that is possible.
+#include <algorithm>
+#include <cstring>
+
+#include "../isa.h"
+#include "kernels.h"
+#include "memory.h"
+#include "tables.h"
+
+namespace {
+
+// The kernels of an instruction set, completed by those of lesser ones.
+ProductKernels kernels_of(int isa) {
+  const ProductKernels* tables[] = {
+    &ms_products_baseline,
+#if defined(MICROSCALE_X86)
+    &ms_products_avx2, &ms_products_avx512, &ms_products_vbmi, &ms_products_amx,
+#endif
+  };
+  ProductKernels all = *tables[isa];
+  while (--isa >= 0) {
+    const ProductKernels& less = *tables[isa];
+    if (!all.gemv_float32) all.gemv_float32 = less.gemv_float32;
+    if (!all.gemv_bfloat16) all.gemv_bfloat16 = less.gemv_bfloat16;
+    if (!all.gemv_integer) all.gemv_integer = less.gemv_integer;
+    if (!all.gemv_careful) all.gemv_careful = less.gemv_careful;
+    if (!all.gemm_float32) all.gemm_float32 = less.gemm_float32;
+    if (!all.gemm_bfloat16) all.gemm_bfloat16 = less.gemm_bfloat16;
+  }
+  return all;
+}
+
+const ProductKernels& kernels() {
+  static const ProductKernels all[MS_ISAS] = {
+    kernels_of(0),
+#if defined(MICROSCALE_X86)
+    kernels_of(1), kernels_of(2), kernels_of(3), kernels_of(4),
+#endif
+  };
+  return all[ms_isa()];
+}
+
+// ---------------------------------------------------------------- what is in x and w
+
+struct Magnitudes {
+  bool tiny = false;       // below 2^-100, not 0
+  bool subnormal = false;
+  bool huge = false;       // finite and above 2^100
+};
+
+template <class Unsigned>
+Magnitudes magnitudes(const ms_dense& x, int64_t length) {
+  constexpr int mantissa = sizeof(Unsigned) == 4 ? 23 : 7;
+  constexpr Unsigned all = Unsigned(~Unsigned(0)) >> 1, infinity = Unsigned(255) << mantissa;
+  constexpr Unsigned low = Unsigned(27) << mantissa, high = Unsigned(228) << mantissa;
+  Unsigned tiny = 0, subnormal = 0, huge = 0;
+  for (int64_t m = 0; m < x.rows; ++m) {
+    const Unsigned* row = static_cast<const Unsigned*>(x.data) + m * x.stride;
+    for (int64_t k = 0; k < length; ++k) {
+      const Unsigned u = row[k] & all;
+      tiny |= Unsigned(Unsigned(u - 1) < Unsigned(low - 1));
+      subnormal |= Unsigned(Unsigned(u - 1) < Unsigned((Unsigned(1) << mantissa) - 1));
+      huge |= Unsigned(Unsigned(u - high) < Unsigned(infinity - high));
+    }
+  }
+  return {tiny != 0, subnormal != 0, huge != 0};
+}
+
+Magnitudes magnitudes_of(const ms_dense& x, int64_t length) {
+  return x.type == MS_BFLOAT16 ? magnitudes<uint16_t>(x, length)
+                                 : magnitudes<uint32_t>(x, length);
+}
+
+bool scales_are_safe(const ms_packed& w, int threads) {
+  const SafeScales safe(w);
+  const int64_t rows = w.scale_stride ? w.rows : 1, blocks = blocks_of(w);
+  bool by_code[256];
+  if (has_scale_codes(w))
+    for (uint32_t c = 0; c < 256; ++c) by_code[c] = safe.holds(scale_of_code(w, c));
+  int bad = 0;
+#pragma omp parallel for num_threads(threads) reduction(| : bad)
+  for (int64_t row = 0; row < rows; ++row) {
+    if (has_scale_codes(w)) {
+      const uint8_t* codes = static_cast<const uint8_t*>(w.scales) + row * w.scale_stride;
+      for (int64_t i = 0; i < blocks; ++i) bad |= !by_code[codes[i]];
+    } else {
+      for (int64_t i = 0; i < blocks; ++i) bad |= !safe.holds(scale_at(w, row, i));
+    }
+  }
+  return !bad;
+}
+
+// Bits from the highest to the lowest set one of any finite value's significand.
+int significant_bits(const float* values, int count) {
+  int most = 1;
+  for (int c = 0; c < count; ++c) {
+    const uint32_t u = bits_of(values[c]);
+    if ((u & 0x7f800000u) == 0x7f800000u || !(u & 0x7fffffffu)) continue;
+    const uint32_t significand = (u & 0x7fffffu) | 0x800000u;
+    most = std::max(most, 24 - __builtin_ctz(significand));
+  }
+  return most;
+}
+
+// Whether element times block scale is exact in bfloat16, or the scale is one a row.
+bool suits_bfloat16(const ms_packed& w) {
+  if (w.block == 0 || w.scale_kind == MS_SCALE_E8M0) return true;
+  if (w.scale_kind != MS_SCALE_TABLE) return false;
+  return significant_bits(w.values, 1 << w.bits) + significant_bits(w.scale_values, 256) <= 8;
+}
+
+// Whether every element is a whole multiple, at most 128, of the smallest.
+bool is_integral(const ms_packed& w) {
+  float least = HUGE_VALF, most = 0;
+  for (int c = 0; c < 1 << w.bits; ++c) {
+    const float v = std::fabs(w.values[c]);
+    if (!(v <= FLT_MAX)) return false;
+    if (v > 0) least = std::fmin(least, v);
+    most = std::fmax(most, v);
+  }
+  if (!(most <= 128 * least)) return false;
+  for (int c = 0; c < 1 << w.bits; ++c)
+    if (w.values[c] / least != std::nearbyint(w.values[c] / least)) return false;
+  return true;
+}
+
+// ---------------------------------------------------------------- x in another type
+
+struct Copy {
+  Buffer<uint8_t> data;
+  ms_dense x;
+};
+
+template <class T>
+Copy room_for(int64_t rows, int64_t length, int32_t type) {
+  Copy copy{allocate<uint8_t>(rows * length * int64_t(sizeof(T))), {nullptr, rows, length, type}};
+  copy.x.data = copy.data.get();
+  return copy;
+}
+
+Copy as_float32(const ms_dense& x, int64_t length, int threads) {
+  Copy copy = room_for<float>(x.rows, length, MS_FLOAT32);
+  if (!copy.data) return copy;
+  float* to = reinterpret_cast<float*>(copy.data.get());
+  const uint16_t* from = static_cast<const uint16_t*>(x.data);
+#pragma omp parallel for num_threads(threads)
+  for (int64_t m = 0; m < x.rows; ++m)
+    for (int64_t k = 0; k < length; ++k)
+      to[m * length + k] = from_bfloat16(from[m * x.stride + k]);
+  return copy;
+}
+
+// Decoded values of a packed matrix, in bfloat16 where that is exact.
+template <class T>
+Copy decoded(const ms_packed& x, int32_t type, int threads) {
+  Copy copy = room_for<T>(x.rows, x.length, type);
+  if (!copy.data) return copy;
+  void* to = copy.data.get();
+#pragma omp parallel for num_threads(threads)
+  for (int64_t m = 0; m < x.rows; ++m)
+    for (int64_t k = 0; k < x.length; ++k)
+      store(to, type, m * x.length + k, value_at(x, m, k));
+  return copy;
+}
+
+// ---------------------------------------------------------------- the choice
+
+struct Call {
+  const ms_packed& w;
+  const float* bias;
+  const ms_dense& out;
+  int threads;
+};
+
+// Rows whose scales a fast kernel did not dare, by the careful one.
+template <class Fast>
+int with_careful_rows(const Call& call, const ms_dense& x, bool tiny, Fast fast) {
+  Buffer<uint8_t> bad = allocate<uint8_t>(call.w.rows);
+  if (!bad) return MS_NO_MEMORY;
+  std::memset(bad.get(), 0, size_t(call.w.rows));
+  const GemvCall gemv{&call.w, call.bias, &call.out, x.rows, call.threads, tiny, bad.get()};
+  const int status = fast(gemv);
+  if (status != MS_OK || !std::memchr(bad.get(), 1, size_t(call.w.rows))) return status;
+  return kernels().gemv_careful(gemv, x);
+}
+
+int few_rows(const Call& call, const ms_dense& x) {
+  const ProductKernels& k = kernels();
+  const Magnitudes found = magnitudes_of(x, call.w.length);
+  if (!k.gemv_float32 || found.huge)
+    return k.gemv_careful({&call.w, call.bias, &call.out, x.rows, call.threads, false, nullptr},
+                              x);
+  if (x.type == MS_BFLOAT16 && !found.tiny)
+    return with_careful_rows(call, x, false,
+                                 [&](const GemvCall& g) { return k.gemv_bfloat16(g, x); });
+  if (x.type == MS_BFLOAT16) {
+    const Copy wide = as_float32(x, call.w.length, 1);
+    return wide.data ? few_rows(call, wide.x) : MS_NO_MEMORY;
+  }
+  return with_careful_rows(call, x, found.tiny,
+                             [&](const GemvCall& g) { return k.gemv_float32(g, x); });
+}
+
+// One factor for every row of weights: its scale, if it has but one, and the tensor's.
+Buffer<float> factors_of(const ms_packed& w) {
+  Buffer<float> factors = allocate<float>(w.rows);
+  if (!factors) return factors;
+  for (int64_t row = 0; row < w.rows; ++row)
+    factors[row] = (w.block ? 1.0f : scale_at(w, row, 0)) * w.tensor_scale;
+  return factors;
+}
+
+int many_rows(const Call& call, const ms_dense& x) {
+  const ProductKernels& k = kernels();
+  if (x.type == MS_FLOAT32)
+    return k.gemm_float32({&call.w, &x, call.bias, &call.out, nullptr, call.threads});
+  if (k.gemm_bfloat16 && suits_bfloat16(call.w) && scales_are_safe(call.w, call.threads) &&
+    !magnitudes_of(x, call.w.length).subnormal) {
+    const Buffer<float> factors = factors_of(call.w);
+    if (!factors) return MS_NO_MEMORY;
+    return k.gemm_bfloat16({&call.w, &x, call.bias, &call.out, factors.get(), call.threads});
+  }
+  const Copy wide = as_float32(x, call.w.length, call.threads);
+  return wide.data ? many_rows(call, wide.x) : MS_NO_MEMORY;
+}
+
+// Threads that are worth waking for so many multiplications.
+int worthwhile(int threads, const ms_packed& w, int64_t batch) {
+  return double(w.rows) * double(w.length) * double(batch) < 65536 ? 1 : std::max(threads, 1);
+}
+
+}  // namespace
+
+int ms_linear(const ms_packed* w, const ms_dense* x, const float* bias, const ms_dense* out,
+              int threads) {
+  if (w->rows == 0 || x->rows == 0) return MS_OK;
+  const Call call{*w, bias, *out, worthwhile(threads, *w, x->rows)};
+  return x->rows <= GEMV_BATCH ? few_rows(call, *x) : many_rows(call, *x);
+}
+
+int ms_linear_packed(const ms_packed* w, const ms_packed* x, const float* bias,
+                     const ms_dense* out, int threads) {
+  if (w->rows == 0 || x->rows == 0) return MS_OK;
+  const Call call{*w, bias, *out, worthwhile(threads, *w, x->rows)};
+  const ProductKernels& k = kernels();
+  // From three rows on vdpbf16ps gains more from sharing weights than integers do.
+  if (x->rows <= 2 && k.gemv_integer && is_integral(*w) && is_integral(*x) &&
+    scales_are_safe(*x, 1)) {
+    Copy wide = decoded<float>(*x, MS_FLOAT32, 1);
+    if (!wide.data) return MS_NO_MEMORY;
+    return with_careful_rows(call, wide.x, false,
+                                 [&](const GemvCall& g) { return k.gemv_integer(g, *x); });
+  }
+  const bool exact = x->scale_kind == MS_SCALE_E8M0 && x->tensor_scale == 1 &&
+                       scales_are_safe(*x, call.threads);
+  const Copy dense = exact ? decoded<uint16_t>(*x, MS_BFLOAT16, call.threads)
+                             : decoded<float>(*x, MS_FLOAT32, call.threads);
+  return dense.data ? ms_linear(w, &dense.x, bias, out, threads) : MS_NO_MEMORY;
+}

@@ -1,0 +1,52 @@
+// A matrix stored packed, and the products of it, as they cross the C interface.
+//
+// Layout (docs/numerics.md, section 9): row r has its codes from `codes + r * row_bytes`, a bit
+// stream along the reduction, least significant bit first; its scales from `scales + r *
+// scale_stride` elements. A block is `block` values that share a scale, the whole row where
+// `block` is 0. Numbers of a format arrive as numbers: the value of every code, the value of every
+// stored scale. Nothing here knows a format's name.
+#pragma once
+
+#include "../format.h"
+
+extern "C" {
+
+enum ms_scale_kind : int32_t {
+  MS_SCALE_E8M0 = 0,   // uint8, 2^(code - 127), 255 is NaN
+  MS_SCALE_TABLE = 1,  // uint8, value by table
+  MS_SCALE_BF16 = 2,
+  MS_SCALE_FP32 = 3,
+};
+
+struct ms_packed {
+  const uint8_t* codes;
+  const void* scales;
+  const float* values;        // the value of every code, 2^bits of them
+  const float* scale_values;  // the value of every scale code (MS_SCALE_TABLE)
+  int64_t rows;
+  int64_t length;        // values of a row
+  int64_t row_bytes;     // between rows
+  int64_t scale_stride;  // elements between rows; 0 where rows share theirs
+  int32_t bits;          // 4, 6 or 8
+  int32_t block;
+  int32_t scale_kind;
+  float tensor_scale;  // 1 where there is none
+};
+
+struct ms_dense {
+  const void* data;
+  int64_t rows;
+  int64_t stride;  // elements between rows
+  int32_t type;    // ms_type
+};
+
+// out[m, n] = sum over k of x[m, k] w[n, k], plus bias[n] if there is a bias (float32).
+//
+// x in float32 or bfloat16, out in float32 or bfloat16. Returns MS_OK or MS_NO_MEMORY.
+MS_API int ms_linear(const ms_packed* w, const ms_dense* x, const float* bias, const ms_dense* out,
+                     int threads);
+
+// The same with both operands packed along the reduction.
+MS_API int ms_linear_packed(const ms_packed* w, const ms_packed* x, const float* bias,
+              const ms_dense* out, int threads);
+}

@@ -1,0 +1,107 @@
+"""The compiled core: found beside this file or where an installation put it, loaded once.
+
+It is one library with a C interface; ctypes calls it, so it fits every version of Python and
+PyTorch. Where it is missing (no compiler at installation) everything runs on the reference kernels.
+The variable MICROSCALE_ISA forces an instruction set, or the reference kernels.
+"""
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch  # noqa: F401  (first, so that the core shares the OpenMP that torch brings)
+
+from microscale.errors import MicroscaleError
+from microscale.kernels.native.records import SIZES, Job, PlanRecord
+
+VARIABLE = "MICROSCALE_ISA"
+REFERENCE = "reference"
+LIBRARY = {"win32": "microscale_native.dll", "darwin": "libmicroscale_native.dylib"}.get(
+    sys.platform, "libmicroscale_native.so"
+)
+_PACKAGE_FOLDER = Path("microscale", "kernels", "native")
+
+
+class Native(NamedTuple):
+    """The core, or why there is none."""
+
+    library: ctypes.CDLL | None
+    path: Path | None
+    reason: str
+
+
+@lru_cache(maxsize=1)
+def native() -> Native:
+    """Find, load and check the core once. Raises MicroscaleError for a bad MICROSCALE_ISA."""
+    wanted = os.environ.get(VARIABLE, "").strip().lower()
+    if wanted == REFERENCE:
+        return Native(None, None, f"{VARIABLE}={REFERENCE}")
+    reason = "the compiled core was not built (no C++ compiler or CMake at installation)"
+    for path in _places():
+        if path.is_file():
+            found = _load(path)
+            if found.library is not None:
+                if wanted:
+                    _force(found.library, wanted)
+                return found
+            reason = found.reason
+    if wanted:
+        raise MicroscaleError(
+            f"{VARIABLE}={wanted!r}, but {reason}; unset it or set {VARIABLE}={REFERENCE}."
+        )
+    return Native(None, None, reason)
+
+
+def _places() -> Iterator[Path]:
+    yield Path(__file__).parent / LIBRARY
+    # An editable installation keeps the sources here and the library in site-packages.
+    for entry in sys.path:
+        yield Path(entry) / _PACKAGE_FOLDER / LIBRARY
+
+
+def _load(path: Path) -> Native:
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return Native(None, path, f"{path} could not be loaded: {error}")
+    if library.ms_sizes() != SIZES:
+        return Native(None, path, f"{path} belongs to another version; install the package again")
+    library.ms_isa_name.restype = ctypes.c_char_p
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    for function in (library.ms_cast, library.ms_quantize, library.ms_dequantize):
+        function.argtypes = [ctypes.POINTER(Job)]
+    library.ms_cast_contiguous.argtypes = [
+        ctypes.POINTER(PlanRecord), pointer, pointer, ctypes.c_int, size, size, size, pointer,
+        ctypes.c_int,
+    ]  # fmt: skip
+    return Native(library, path, "")
+
+
+def _names(library: ctypes.CDLL) -> list[str]:
+    names: list[str] = []
+    while (name := library.ms_isa_name(len(names))) is not None:
+        names.append(name.decode())
+    return names
+
+
+def usable(library: ctypes.CDLL) -> list[str]:
+    """The instruction sets of the core that this machine runs, the least first."""
+    return [name for i, name in enumerate(_names(library)) if library.ms_isa_usable(i)]
+
+
+def current(library: ctypes.CDLL) -> str:
+    """The instruction set in use."""
+    return _names(library)[library.ms_isa()]
+
+
+def _force(library: ctypes.CDLL, wanted: str) -> None:
+    names = _names(library)
+    if wanted in names and library.ms_set_isa(names.index(wanted)) == 0:
+        return
+    known = ", ".join([REFERENCE, *usable(library)])
+    what = "this machine does not run it" if wanted in names else "it is not known"
+    raise MicroscaleError(f"{VARIABLE}={wanted!r}: {what}; use one of {known}, or unset it.")
