@@ -20,7 +20,8 @@ struct Grid {
   float largest;
   int32_t largest_code, sign_shift, mask;  // of codes
   int32_t nan_code, inf_code;              // nan_code is 0 where NaN has none
-  bool is_integer, negative_zero, has_inf, has_nan;
+  int32_t zero_sign;                       // all ones where -0 exists; else -0 becomes +0
+  bool is_integer, has_inf, has_nan;
 };
 
 inline Grid grid_of(const ms_element& e) {
@@ -38,7 +39,7 @@ inline Grid grid_of(const ms_element& e) {
   g.nan_code = e.nan_code < 0 ? 0 : e.nan_code;
   g.inf_code = e.inf_code;
   g.is_integer = e.is_integer;
-  g.negative_zero = e.has_negative_zero;
+  g.zero_sign = e.has_negative_zero ? -1 : 0;
   g.has_inf = e.inf_code >= 0;
   g.has_nan = e.nan_code >= 0;
   return g;
@@ -76,13 +77,12 @@ inline int32_t steps(float r, int32_t e, int32_t low, const Grid& g) {
 
 inline int32_t with_sign(int32_t code, int32_t sign, const Grid& g) {
   if (g.is_integer) return (sign < 0 ? -code : code) & g.mask;
-  const int32_t bit = sign < 0 ? 1 << g.sign_shift : 0;
-  return code | (g.negative_zero || code != 0 ? bit : 0);
+  const int32_t bit = static_cast<int32_t>(static_cast<uint32_t>(sign) >> (31 - g.sign_shift));
+  return code | (code == 0 ? bit & g.zero_sign : bit);
 }
 
 inline float signed_value(float r, int32_t sign, const Grid& g) {
-  // Where zero has no sign, -0 becomes +0.
-  const int32_t kept = g.negative_zero || r != 0.0f ? sign : 0;
+  const int32_t kept = r == 0.0f ? sign & g.zero_sign : sign;
   return float_of(bits_of(r) | kept);
 }
 

@@ -45,18 +45,21 @@ inline void put(Codes out, int i, float r, int32_t sign, int32_t e, int32_t low,
 }
 
 template <ms_rounding R, bool Lanes, class Out>
-inline __attribute__((always_inline)) void direct(const float* x, Out out, int n, const Grid& g,
+inline __attribute__((always_inline)) void direct(const float* x, Out out, int n, const Grid& grid,
                                                   const Scales& s, int at,
                                                   const uint32_t* words) {
-  const int32_t* low = s.low + at;
-  const float* top = s.top + at;
+  // Copies: a store of a byte might change anything that has an address.
+  const Grid g = grid;
+  const int32_t *lows = s.low + at, one_low = s.low[at];
+  const float *tops = s.top + at, one_top = s.top[at];
 #pragma GCC ivdep
   for (int i = 0; i < n; ++i) {
-    const int k = Lanes ? i : 0;
+    const int32_t low = Lanes ? lows[i] : one_low;
+    const float top = Lanes ? tops[i] : one_top;
     const int32_t bits = bits_of(x[i]), sign = bits & kSign, a = bits & kMagnitude;
-    const int32_t e = binade(a, low[k], g);
+    const int32_t e = binade(a, low, g);
     const float r = round_at<R>(float_of(a), e, g, R == MS_STOCHASTIC ? words[i] : 0);
-    put(out, i, r, sign, e, low[k], top[k], g);
+    put(out, i, r, sign, e, low, top, g);
   }
 }
 
@@ -98,18 +101,22 @@ inline void put(Codes out, int i, const Rounded& r, int32_t sign, float, const G
 }
 
 template <ms_rounding R, bool Lanes, bool Plain, class Out>
-inline __attribute__((always_inline)) void general(const float* x, Out out, int n, const Grid& g,
-                                                   const Scales& s, int at,
-                                                   const uint32_t* words, const Wishes& w) {
-  const float *divisor = s.divisor + at, *block = s.block + at;
-  const int32_t* flush = s.flush + at;
+inline __attribute__((always_inline)) void general(const float* x, Out out, int n,
+                                                   const Grid& grid, const Scales& s, int at,
+                                                   const uint32_t* words, const Wishes& wishes) {
+  const Grid g = grid;
+  const Wishes w = wishes;
+  const float *divisors = s.divisor + at, one_divisor = s.divisor[at];
+  const float *blocks = s.block + at, one_block = s.block[at];
+  const int32_t *flushes = s.flush + at, one_flush = s.flush[at];
 #pragma GCC ivdep
   for (int i = 0; i < n; ++i) {
-    const int k = Lanes ? i : 0;
+    const float divisor = Lanes ? divisors[i] : one_divisor, block = Lanes ? blocks[i] : one_block;
+    const int32_t flush = Lanes ? flushes[i] : one_flush;
     const int32_t bits = bits_of(x[i]), sign = bits & kSign, a = bits & kMagnitude;
     const uint32_t word = R == MS_STOCHASTIC ? words[i] : 0;
-    const Rounded r = round_quotient<R, Plain>(a, divisor[k], flush[k], word, g, w);
-    put(out, i, r, sign, block[k], g, w);
+    const Rounded r = round_quotient<R, Plain>(a, divisor, flush, word, g, w);
+    put(out, i, r, sign, block, g, w);
   }
 }
 

@@ -8,11 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import microscale.ops  # noqa: F401  (registers the operators)
 from microscale.errors import MicroscaleError
 from microscale.formats import BlockFormat
-from microscale.kernels.plan import FLOATS, plan
+from microscale.kernels.native import casts as native
+from microscale.kernels.plan import FLOATS, check_axis, plan
 from microscale.mapped import cast_mapped, transformed
+from microscale.ops import straight
 from microscale.rounding import Gradient, make_options
 from microscale.seed import Seed, seed_tensor
 from microscale.spelling import get_block_format
@@ -61,6 +62,17 @@ def cast(
 
     Source: OCP MX v1.0, 6.3; docs/numerics.md states every detail.
     """
+    if straight(x) and (out is None or straight(out)) and gradient in _GRADIENTS:
+        spelling = fmt if isinstance(fmt, str) else get_block_format(fmt).name
+        found = native.served(spelling, rounding, overflow, nonfinite, flush_subnormals)
+        if found is not None:
+            to = x.dtype if dtype is None and out is None else result_dtype(x, dtype, out)
+            if native.takes(x, to):
+                key = None if seed is None and found.seedless else seed_tensor(seed, rounding)
+                at = check_axis(axis, x.dim())
+                if out is None:
+                    return native.cast(x, found, at, to, key)
+                return native.cast_into(x, out, found, at, key)
     tensor = to_tensor(x)
     target = None if out is None else to_tensor(out, "out")
     to = result_dtype(tensor, dtype, target)
@@ -80,6 +92,9 @@ def cast(
         write(values, target)
         return out
     return typing.cast("TensorOrArray", _like(values, x))
+
+
+_GRADIENTS = frozenset(str(gradient) for gradient in Gradient)
 
 
 def _check_array_type(x: object, dtype: torch.dtype) -> None:

@@ -47,7 +47,7 @@ def plan(x: torch.Tensor, fmt: str | BlockFormat, axis: int, options: Options) -
         )
     if x.layout is not torch.strided:
         raise MicroscaleError(f"x has layout {x.layout}; convert it first with x.to_dense().")
-    return Plan(_castable(fmt, options), check_axis(axis, x.dim()), options)
+    return Plan(castable(fmt, options), check_axis(axis, x.dim()), options)
 
 
 def check_axis(axis: int, dimensions: int) -> int:
@@ -64,7 +64,7 @@ def check_axis(axis: int, dimensions: int) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _castable(spelling: str | BlockFormat, options: Options) -> BlockFormat:
+def castable(spelling: str | BlockFormat, options: Options) -> BlockFormat:
     """The format, if it can be cast with these options."""
     fmt = get_block_format(spelling)
     if isinstance(fmt.block, tuple):

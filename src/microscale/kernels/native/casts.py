@@ -6,8 +6,8 @@ is allocated here. float64 is not served, nor what `records.serves` leaves out.
 
 import ctypes
 import math
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,30 +15,39 @@ from torch import Tensor
 from microscale.formats import BlockFormat, channel_dimension
 from microscale.kernels.native.loader import native
 from microscale.kernels.native.records import DIMENSIONS, TYPES, Job, PlanRecord, plan_record, serves
-from microscale.kernels.plan import Plan
+from microscale.kernels.plan import Plan, castable
 from microscale.kernels.storage import Layout, Stored, decoded_shape, empty_storage
-from microscale.rounding import Options, read_options
-from microscale.spelling import get_block_format
+from microscale.rounding import Options, Rounding, make_options
 
 
-class Served(NamedTuple):
-    """A cast that the core computes."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Served:
+    """A cast that the core computes. Compared by identity, which is quick."""
 
     format: BlockFormat
     record: PlanRecord
-    block: object
     library: ctypes.CDLL
+    whole: str  # the name of a block as long as the data, or ""
+    seedless: bool
 
 
 @lru_cache(maxsize=1024)
-def served(fmt: str, options: str) -> Served | None:
-    """What the core needs for this cast, or None where the reference computes it."""
+def served(
+    fmt: str, rounding: str, overflow: str, nonfinite: str, flush_subnormals: str
+) -> Served | None:
+    """What the core needs for this cast, or None where the reference computes it.
+
+    Raises MicroscaleError for what cannot be cast at all, as `plan` does.
+    """
     library = native().library
-    block_format, known = get_block_format(fmt), read_options(options)
-    if library is None or not serves(block_format, known):
+    options = make_options(rounding, overflow, nonfinite, flush_subnormals)
+    block_format = castable(fmt, options)
+    if library is None or not serves(block_format, options):
         return None
-    record = plan_record(block_format, known)
-    return Served(block_format, record, block_format.block, library)
+    record = plan_record(block_format, options)
+    seedless = options.rounding is not Rounding.STOCHASTIC
+    whole = block_format.block if isinstance(block_format.block, str) else ""
+    return Served(block_format, record, library, whole, seedless)
 
 
 def takes(x: Tensor, dtype: torch.dtype) -> bool:
@@ -53,32 +62,49 @@ def cast(
     x: Tensor, found: Served, axis: int, dtype: torch.dtype, seed: Tensor | None = None
 ) -> Tensor:
     """Values of `x` on the format's grid, contiguous."""
-    if dtype is torch.float64:  # float32 values, which float64 holds
-        return cast(x, found, axis, torch.float32, seed).double()
-    if not x.is_contiguous() and (isinstance(found.block, str) or x.dim() > DIMENSIONS):
-        x = x.contiguous() if found.block != "token" or x.dim() > DIMENSIONS else x
     if x.is_contiguous():
-        y = torch.empty_like(x) if dtype is x.dtype else torch.empty_like(x, dtype=dtype)
-        cast_contiguous(x, y, found, axis, seed)
-        return y
-    y = torch.empty(x.shape, dtype=dtype)
-    _cast_strided(x, y, found, axis, seed)
-    return y
+        if dtype is x.dtype:
+            y = torch.empty_like(x)
+        elif dtype is torch.float64:  # float32 values, which float64 holds
+            return cast(x, found, axis, torch.float32, seed).double()
+        else:
+            y = torch.empty_like(x, dtype=dtype)
+    else:
+        if found.whole in ("channel", "tensor") or x.dim() > DIMENSIONS:
+            return cast(x.contiguous(), found, axis, dtype, seed)
+        y = torch.empty(x.shape, dtype=torch.float32 if dtype is torch.float64 else dtype)
+    _cast_pair(x, y, found, axis, seed)
+    return y if y.dtype is dtype else y.double()
+
+
+def _cast_pair(x: Tensor, y: Tensor, found: Served, axis: int, seed: Tensor | None) -> None:
+    threads = torch.get_num_threads()
+    job, address = _cast_job(
+        found, axis, x.dtype, y.dtype, threads, x.shape, x.stride(), y.stride()
+    )  # fmt: skip
+    status = found.library.ms_cast(
+        address, x.data_ptr(), y.data_ptr(), None if seed is None else seed.data_ptr()
+    )
+    if status:
+        _fail(status)
+    del job  # which the call needed
 
 
 def cast_into(
     x: Tensor, y: Tensor, found: Served, axis: int, seed: Tensor | None = None
-) -> None:
-    """Write the values to `y`, which has x's shape and may be x itself."""
+) -> Tensor:
+    """Write the values to `y`, which has x's shape and may be x itself, and return it."""
     in_place = y.data_ptr() == x.data_ptr() and y.dtype is x.dtype and y.stride() == x.stride()
-    if y.dtype not in TYPES or (not in_place and _overlap(x, y)) or not _distinct(y):
-        y.copy_(cast(x, found, axis, y.dtype, seed))
-    elif x.is_contiguous() and y.is_contiguous():
-        cast_contiguous(x, y, found, axis, seed)
-    elif x.dim() > DIMENSIONS or found.block in ("channel", "tensor"):
-        y.copy_(cast(x, found, axis, y.dtype, seed))
+    contiguous = x.is_contiguous() and y.is_contiguous()
+    strided = found.whole not in ("channel", "tensor") and x.dim() <= DIMENSIONS
+    apart = in_place or not _overlap(x, y)
+    if y.dtype in TYPES and apart and (contiguous or (strided and _distinct(y))):
+        _cast_pair(x, y, found, axis, seed)
+        if not y.is_inference():
+            torch.autograd.graph.increment_version(y)
     else:
-        _cast_strided(x, y, found, axis, seed)
+        y.copy_(cast(x, found, axis, y.dtype, seed))
+    return y
 
 
 def _overlap(x: Tensor, y: Tensor) -> bool:
@@ -105,61 +131,54 @@ def _distinct(x: Tensor) -> bool:
     return True
 
 
-def cast_contiguous(x: Tensor, y: Tensor, found: Served, axis: int, seed: Tensor | None) -> None:
-    """Cast a contiguous tensor into a contiguous one."""
-    shape, block = x.shape, found.block
-    values = x.numel()
-    if values == 0:
-        return
-    if block == "tensor" or not shape:
-        outer, length, inner = 1, values, 1
-    elif block == "channel":
-        kept = channel_dimension(len(shape), axis)
-        if len(shape) == 1:
-            outer, length, inner = 1, values, 1
-        elif kept == 0:
-            outer, length, inner = shape[0], values // shape[0], 1
-        else:
-            outer, length, inner = 1, values // shape[kept], shape[kept]
-    else:
-        length = shape[axis]
-        inner = 1 if axis == len(shape) - 1 else math.prod(shape[axis + 1 :])
-        outer = values // (length * inner)
-    status = found.library.ms_cast_contiguous(
-        found.record,
-        x.data_ptr(),
-        y.data_ptr(),
-        TYPES[x.dtype] + 16 * TYPES[y.dtype],
-        outer,
-        length,
-        inner,
-        None if seed is None else seed.data_ptr(),
-        torch.get_num_threads(),
-    )
-    if status:
-        _fail(status)
-
-
-def _cast_strided(x: Tensor, y: Tensor, found: Served, axis: int, seed: Tensor | None) -> None:
-    """Cast blocks along one axis, wherever the values lie."""
-    if x.numel() == 0:
-        return
-    job = _job(found, x, y, seed)
-    rest = [d for d in range(x.dim()) if d != axis]
-    index = _row_major(x.shape)
+@lru_cache(maxsize=4096)
+def _cast_job(  # noqa: PLR0913, PLR0917  (the key of the cache: everything a job is made of)
+    found: Served,
+    axis: int,
+    x_type: torch.dtype,
+    y_type: torch.dtype,
+    threads: int,
+    shape: torch.Size,
+    x: tuple[int, ...],
+    y: tuple[int, ...],
+) -> tuple[Job, int]:
+    """What the core is told of a cast, and the address of that."""
+    job = Job(threads=threads, x_type=TYPES[x_type], y_type=TYPES[y_type])
+    job.plan = ctypes.pointer(found.record)
+    if found.whole in ("channel", "tensor") or len(shape) in (0, *range(DIMENSIONS + 1, 65)):
+        _set_contiguous(job, shape, found.whole, axis)
+        return job, ctypes.addressof(job)
+    rest = [d for d in range(len(shape)) if d != axis]
+    index, lanes = _row_major(shape), [shape[d] for d in rest]
     geometry = job.geometry
-    lanes = [x.shape[d] for d in rest]
     geometry.set_lanes(
         lanes,
-        x=[x.stride(d) for d in rest],
-        y=[y.stride(d) for d in rest],
+        x=[x[d] for d in rest],
+        y=[y[d] for d in rest],
         index=[index[d] for d in rest],
         scale=_row_major(lanes),
     )
-    geometry.length = x.shape[axis]
-    geometry.x_axis, geometry.y_axis = x.stride(axis), y.stride(axis)
-    geometry.index_axis = index[axis]
-    _run(found.library.ms_cast, job)
+    geometry.length = shape[axis]
+    geometry.x_axis, geometry.y_axis, geometry.index_axis = x[axis], y[axis], index[axis]
+    return job, ctypes.addressof(job)
+
+
+def _set_contiguous(job: Job, shape: torch.Size, whole: str, axis: int) -> None:
+    """Walk through contiguous values as [outer, length, inner], of which length is a block's."""
+    values = math.prod(shape)
+    outer, length, inner = 1, values, 1
+    if whole == "channel" and len(shape) > 1:
+        kept = channel_dimension(len(shape), axis)
+        length = values // max(shape[kept], 1)
+        outer, inner = (shape[0], 1) if kept == 0 else (1, shape[kept])
+    elif whole != "tensor" and shape:
+        length, inner = shape[axis], math.prod(shape[axis + 1 :])
+        outer = math.prod(shape[:axis])
+    strides = [length * inner, 1]
+    geometry = job.geometry
+    geometry.set_lanes([outer, inner], x=strides, y=strides, index=strides, scale=[inner, 1])
+    geometry.length = length
+    geometry.x_axis = geometry.y_axis = geometry.index_axis = inner
 
 
 def quantize(x: Tensor, found: Served, plan: Plan, seed: Tensor | None = None) -> Stored:
@@ -244,7 +263,7 @@ def decodes(stored: Stored, found: Served, length: int, compute: torch.dtype) ->
 
 _SCALES = {8: torch.uint8, 16: torch.bfloat16, 32: torch.float32}
 
-DECODING = str(Options())
+DECODING = tuple(str(Options()).split())
 """The options that decoding is looked up with: none matter."""
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch  # noqa: F401  (first, so that the core shares the OpenMP that torch brings)
 
 from microscale.errors import MicroscaleError
-from microscale.kernels.native.records import SIZES, Job, PlanRecord
+from microscale.kernels.native.records import SIZES, Job
 
 VARIABLE = "MICROSCALE_ISA"
 REFERENCE = "reference"
@@ -71,13 +71,9 @@ def _load(path: Path) -> Native:
     if library.ms_sizes() != SIZES:
         return Native(None, path, f"{path} belongs to another version; install the package again")
     library.ms_isa_name.restype = ctypes.c_char_p
-    pointer, size = ctypes.c_void_p, ctypes.c_int64
-    for function in (library.ms_cast, library.ms_quantize, library.ms_dequantize):
+    for function in (library.ms_quantize, library.ms_dequantize):
         function.argtypes = [ctypes.POINTER(Job)]
-    library.ms_cast_contiguous.argtypes = [
-        ctypes.POINTER(PlanRecord), pointer, pointer, ctypes.c_int, size, size, size, pointer,
-        ctypes.c_int,
-    ]  # fmt: skip
+    library.ms_cast.argtypes = [ctypes.c_void_p] * 4
     return Native(library, path, "")
 
 
