@@ -34,14 +34,19 @@ ProductKernels kernels_of(int isa) {
   return all;
 }
 
-const ProductKernels& kernels() {
+// The kernels with VBMI take 64 values at a time, in one, two or four blocks or a part of one.
+bool fits_chunks(const ms_packed& w) {
+  return w.block == 0 || w.block == 16 || w.block == 32 || w.block % 64 == 0;
+}
+
+const ProductKernels& kernels_for(const ms_packed& w) {
   static const ProductKernels all[MS_ISAS] = {
     kernels_of(0),
 #if defined(MICROSCALE_X86)
     kernels_of(1), kernels_of(2), kernels_of(3), kernels_of(4),
 #endif
   };
-  return all[ms_isa()];
+  return all[fits_chunks(w) ? ms_isa() : std::min<int>(ms_isa(), MS_AVX512)];
 }
 
 // ---------------------------------------------------------------- what is in x and w
@@ -142,6 +147,29 @@ Copy room_for(int64_t rows, int64_t length, int32_t type) {
   return copy;
 }
 
+// Whether float32 values are all numbers of bfloat16, as values cast to narrow formats are.
+bool are_bfloat16(const ms_dense& x, int64_t length) {
+  for (int64_t m = 0; m < x.rows; ++m) {
+    const uint32_t* row = static_cast<const uint32_t*>(x.data) + m * x.stride;
+    uint32_t lower = 0;
+    for (int64_t k = 0; k < length; ++k) lower |= row[k] & 0xffffu;
+    if (lower) return false;
+  }
+  return true;
+}
+
+Copy as_bfloat16(const ms_dense& x, int64_t length, int threads) {
+  Copy copy = room_for<uint16_t>(x.rows, length, MS_BFLOAT16);
+  if (!copy.data) return copy;
+  uint16_t* to = reinterpret_cast<uint16_t*>(copy.data.get());
+  const uint32_t* from = static_cast<const uint32_t*>(x.data);
+#pragma omp parallel for num_threads(threads)
+  for (int64_t m = 0; m < x.rows; ++m)
+    for (int64_t k = 0; k < length; ++k)
+      to[m * length + k] = uint16_t(from[m * x.stride + k] >> 16);
+  return copy;
+}
+
 Copy as_float32(const ms_dense& x, int64_t length, int threads) {
   Copy copy = room_for<float>(x.rows, length, MS_FLOAT32);
   if (!copy.data) return copy;
@@ -185,11 +213,11 @@ int with_careful_rows(const Call& call, const ms_dense& x, bool tiny, Fast fast)
   const GemvCall gemv{&call.w, call.bias, &call.out, x.rows, call.threads, tiny, bad.get()};
   const int status = fast(gemv);
   if (status != MS_OK || !std::memchr(bad.get(), 1, size_t(call.w.rows))) return status;
-  return kernels().gemv_careful(gemv, x);
+  return kernels_for(call.w).gemv_careful(gemv, x);
 }
 
 int few_rows(const Call& call, const ms_dense& x) {
-  const ProductKernels& k = kernels();
+  const ProductKernels& k = kernels_for(call.w);
   const Magnitudes found = magnitudes_of(x, call.w.length);
   if (!k.gemv_float32 || found.huge)
     return k.gemv_careful({&call.w, call.bias, &call.out, x.rows, call.threads, false, nullptr},
@@ -214,18 +242,35 @@ Buffer<float> factors_of(const ms_packed& w) {
   return factors;
 }
 
-int many_rows(const Call& call, const ms_dense& x) {
-  const ProductKernels& k = kernels();
-  if (x.type == MS_FLOAT32)
+// Whether no product of x, in bfloat16, is flushed to zero or overflows before its time.
+bool suits_bfloat16(const ms_dense& x, const ms_packed& w) {
+  const Magnitudes found = magnitudes_of(x, w.length);
+  const bool factored = w.block == 0 || w.tensor_scale != 1;
+  return !found.subnormal && !(factored && (found.tiny || found.huge));
+}
+
+int multiply(const Call& call, const ms_dense& x, bool in_bfloat16) {
+  const ProductKernels& k = kernels_for(call.w);
+  if (!in_bfloat16)
     return k.gemm_float32({&call.w, &x, call.bias, &call.out, nullptr, call.threads});
-  if (k.gemm_bfloat16 && suits_bfloat16(call.w) && scales_are_safe(call.w, call.threads) &&
-    !magnitudes_of(x, call.w.length).subnormal) {
-    const Buffer<float> factors = factors_of(call.w);
-    if (!factors) return MS_NO_MEMORY;
-    return k.gemm_bfloat16({&call.w, &x, call.bias, &call.out, factors.get(), call.threads});
+  const Buffer<float> factors = factors_of(call.w);
+  if (!factors) return MS_NO_MEMORY;
+  return k.gemm_bfloat16({&call.w, &x, call.bias, &call.out, factors.get(), call.threads});
+}
+
+int many_rows(const Call& call, const ms_dense& x) {
+  const ProductKernels& k = kernels_for(call.w);
+  const int64_t length = call.w.length;
+  const bool exact = k.gemm_bfloat16 && suits_bfloat16(call.w) &&
+                     (x.type == MS_BFLOAT16 || are_bfloat16(x, length)) &&
+                     suits_bfloat16(x, call.w) && scales_are_safe(call.w, call.threads);
+  if (exact != (x.type == MS_BFLOAT16)) {
+    const Copy other = exact ? as_bfloat16(x, length, call.threads)
+                             : as_float32(x, length, call.threads);
+    if (!other.data) return MS_NO_MEMORY;
+    return multiply(call, other.x, exact);
   }
-  const Copy wide = as_float32(x, call.w.length, call.threads);
-  return wide.data ? many_rows(call, wide.x) : MS_NO_MEMORY;
+  return multiply(call, x, exact);
 }
 
 // Threads that are worth waking for so many multiplications.
@@ -234,6 +279,8 @@ int worthwhile(int threads, const ms_packed& w, int64_t batch) {
 }
 
 }  // namespace
+
+int ms_product_sizes(void) { return int(sizeof(ms_packed) * 10000 + sizeof(ms_dense)); }
 
 int ms_linear(const ms_packed* w, const ms_dense* x, const float* bias, const ms_dense* out,
               int threads) {
@@ -246,7 +293,7 @@ int ms_linear_packed(const ms_packed* w, const ms_packed* x, const float* bias,
                      const ms_dense* out, int threads) {
   if (w->rows == 0 || x->rows == 0) return MS_OK;
   const Call call{*w, bias, *out, worthwhile(threads, *w, x->rows)};
-  const ProductKernels& k = kernels();
+  const ProductKernels& k = kernels_for(call.w);
   // From three rows on vdpbf16ps gains more from sharing weights than integers do.
   if (x->rows <= 2 && k.gemv_integer && is_integral(*w) && is_integral(*x) &&
     scales_are_safe(*x, 1)) {

@@ -40,6 +40,9 @@ struct ms_dense {
   int32_t type;    // ms_type
 };
 
+// What tells Python that its records are these.
+MS_API int ms_product_sizes(void);
+
 // out[m, n] = sum over k of x[m, k] w[n, k], plus bias[n] if there is a bias (float32).
 //
 // x in float32 or bfloat16, out in float32 or bfloat16. Returns MS_OK or MS_NO_MEMORY.

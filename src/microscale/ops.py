@@ -13,6 +13,7 @@ from torch import Tensor
 
 from microscale.kernels import reference
 from microscale.kernels.native import casts as native
+from microscale.kernels.native import products
 from microscale.kernels.plan import plan
 from microscale.kernels.storage import Layout, Stored, decoded_shape, empty_storage
 from microscale.rounding import read_options
@@ -125,6 +126,112 @@ for _name, _kernel in (
 ):  # fmt: skip
     _library.impl(_name, _kernel, "CPU")
 
+
+# ---------------------------------------------------------------- products
+
+
+def _packed_linear(
+    x: Tensor,
+    weight: list[Tensor],
+    fmt: str,
+    compute: torch.dtype,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """X [M, K] times the transpose of packed [N, K], plus bias [N]."""
+    wide = torch.promote_types(compute, x.dtype)
+    values = _dequantize(weight, fmt, 1, compute, x.shape[1], wide)
+    added = None if bias is None else bias.to(wide)
+    return torch.nn.functional.linear(x.to(wide), values, added).to(dtype)
+
+
+def _packed_linear_cpu(
+    x: Tensor,
+    weight: list[Tensor],
+    fmt: str,
+    compute: torch.dtype,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    codes, scales, outer = weight
+    stored, layout = (codes, scales, outer), Layout(get_block_format(fmt), 1, compute)
+    if products.takes(x, dtype) and not products.why_not(stored, layout, x.shape[1]):
+        return products.linear(x, stored, fmt, bias, dtype)
+    return _packed_linear(x, weight, fmt, compute, bias, dtype)
+
+
+def _packed_linear_fake(
+    x: Tensor,
+    weight: list[Tensor],
+    fmt: str,
+    compute: torch.dtype,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    return x.new_empty((x.shape[0], weight[0].shape[0]), dtype=dtype)
+
+
+def _packed_product(
+    left: list[Tensor],
+    left_format: str,
+    right: list[Tensor],
+    right_format: str,
+    compute: torch.dtype,
+    length: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Packed [M, K] times the transpose of packed [N, K]."""
+    values = _dequantize(left, left_format, 1, compute, length, compute)
+    return _packed_linear(values, right, right_format, compute, None, dtype)
+
+
+def _packed_product_cpu(
+    left: list[Tensor],
+    left_format: str,
+    right: list[Tensor],
+    right_format: str,
+    compute: torch.dtype,
+    length: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    parts = ((left[0], left[1], left[2]), (right[0], right[1], right[2]))
+    formats = (left_format, right_format)
+    layouts = (Layout(get_block_format(name), 1, compute) for name in formats)
+    reasons = [products.why_not(p, at, length) for p, at in zip(parts, layouts, strict=True)]
+    if any(reasons) or not products.gives(dtype):
+        return _packed_product(left, left_format, right, right_format, compute, length, dtype)
+    return products.linear_packed(parts, formats, length, dtype)
+
+
+def _packed_product_fake(
+    left: list[Tensor],
+    left_format: str,
+    right: list[Tensor],
+    right_format: str,
+    compute: torch.dtype,
+    length: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return left[0].new_empty((left[0].shape[0], right[0].shape[0]), dtype=dtype)
+
+
+_define(
+    "packed_linear(Tensor x, Tensor[] weight, str format, ScalarType compute, Tensor? bias, "
+    "ScalarType dtype) -> Tensor",
+    _packed_linear,
+    _packed_linear_fake,
+)
+_define(
+    "packed_product(Tensor[] left, str left_format, Tensor[] right, str right_format, "
+    "ScalarType compute, SymInt length, ScalarType dtype) -> Tensor",
+    _packed_product,
+    _packed_product_fake,
+)
+_library.impl("packed_linear", _packed_linear_cpu, "CPU")
+_library.impl("packed_product", _packed_product_cpu, "CPU")
+
+
+# ---------------------------------------------------------------- calls past the dispatcher
 
 # Dispatch keys of tensors that go to the CPU's kernels and nowhere else: made with and without
 # inference mode. Subclasses, transforms, lazy negations and other devices have more or others.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from microscale.errors import MicroscaleError
+from microscale.kernels.native.products import why_not
 from microscale.kernels.plan import FLOATS
 from microscale.kernels.storage import Stored
 from microscale.packed import Packed
@@ -268,20 +269,110 @@ def _decoded(x: Any) -> Any:
 
 
 @_handles(
-    aten.mm.default,
     aten.bmm.default,
-    aten.addmm.default,
     aten.baddbmm.default,
-    aten.mv.default,
-    aten.addmv.default,
     aten.dot.default,
-    aten.linear.default,
     aten.matmul.default,
     aten.convolution.default,
     aten.convolution_backward.default,
 )
 def _product(func: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> Any:
     return func(*map(_decoded, args), **kwargs)
+
+
+@_handles(aten.mm.default)
+def _mm(func: torch._ops.OpOverload, left: Tensor, right: Tensor) -> Any:
+    result = _rows_product(left, right)
+    return _product(func, left, right) if result is None else result
+
+
+@_handles(aten.mv.default)
+def _mv(func: torch._ops.OpOverload, matrix: Tensor, vector: Tensor) -> Any:
+    result = None
+    if isinstance(matrix, Packed) and not isinstance(vector, Packed):
+        result = _rows_product(vector.unsqueeze(0), _t(aten.t.default, matrix))
+    return _product(func, matrix, vector) if result is None else result[0]
+
+
+@_handles(aten.addmm.default)
+def _addmm(
+    func: torch._ops.OpOverload,
+    added: Tensor,
+    left: Tensor,
+    right: Tensor,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+) -> Any:
+    plain = beta == alpha == 1 and added.dim() == 1 and not isinstance(added, Packed)
+    if plain and added.shape[0] == right.shape[1] and added.dtype is left.dtype:
+        result = _rows_product(left, right, added)
+        if result is not None:
+            return result
+    return _product(func, added, left, right, beta=beta, alpha=alpha)
+
+
+@_handles(aten.addmv.default)
+def _addmv(
+    func: torch._ops.OpOverload, added: Tensor, matrix: Tensor, vector: Tensor, **kwargs: Any
+) -> Any:
+    return _product(func, added, matrix, vector, **kwargs)
+
+
+@_handles(aten.linear.default)
+def _linear(
+    func: torch._ops.OpOverload, x: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Any:
+    if isinstance(weight, Packed) and not isinstance(x, Packed) and weight.dim() == 2 and x.dim():
+        result = _rows_product(x.reshape(-1, x.shape[-1]), _t(aten.t.default, weight), bias)
+        if result is not None:
+            return result.reshape(*x.shape[:-1], -1)
+    return _product(func, x, weight, bias)
+
+
+def _rows_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """The product of left [M, K] and right [K, N] from packed storage, or None where it must be decoded."""
+    fits = left.dim() == right.dim() == 2 and left.shape[1] == right.shape[0]
+    if not fits or left.dtype is not right.dtype or left.device != right.device:
+        return None
+    if isinstance(left, Packed) and isinstance(right, Packed):
+        return _packed_pair(left, right) if bias is None else None
+    if isinstance(right, Packed) and right.axis == 0 and not unserved(right):
+        return _packed_linear(left, right, bias)
+    if isinstance(left, Packed) and left.axis == 1 and bias is None and not unserved(left):
+        return _packed_linear(right.t(), left, None).t()
+    return None
+
+
+def unserved(q: Packed) -> str:
+    """Why products do not read a matrix from its packed storage, but decode it first, or ""."""
+    if q.dim() != 2:
+        return f"{q.dim()} dimensions"
+    return why_not(q.stored, q.packing, q.length)
+
+
+def _packed_linear(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:
+    spelled = (weight.format.name, weight.packing.compute)
+    result: Tensor = torch.ops.microscale.packed_linear(
+        x, list(weight.stored), *spelled, bias, x.dtype
+    )
+    return result
+
+
+def _packed_pair(left: Packed, right: Packed) -> Tensor | None:
+    fits = left.axis == 1 and right.axis == 0 and left.packing.compute is right.packing.compute
+    if not fits or unserved(left) or unserved(right):
+        return None
+    result: Tensor = torch.ops.microscale.packed_product(
+        list(left.stored),
+        left.format.name,
+        list(right.stored),
+        right.format.name,
+        left.packing.compute,
+        left.length,
+        left.dtype,
+    )
+    return result
 
 
 @_handles(aten.embedding.default)
