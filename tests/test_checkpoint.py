@@ -138,8 +138,8 @@ def test_every_kind_of_layer_and_policy_comes_back(policy: Policy, tmp_path: Pat
     save(model, tmp_path / "m.safetensors")
     fresh = Mixed().eval()
     tensors = load(tmp_path / "m.safetensors", fresh)
-    with torch.no_grad():
-        assert torch.equal(fresh(x), expected)
+    with torch.no_grad():  # from packed weights sums run in another order
+        torch.testing.assert_close(fresh(x), expected)
     assert isinstance(tensors["conv.weight"], BlockTensor)
     blocks_of_one = policy is not POLICIES["channel"]  # which padding would make larger
     assert isinstance(tensors["depthwise.weight"], BlockTensor) != blocks_of_one

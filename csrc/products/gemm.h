@@ -10,6 +10,7 @@
 // A Kernel has
 //   Element        float or uint16_t (bfloat16);  STEP  values of the reduction side by side in x
 //   DEPTH, HEIGHT  values of the reduction in a pass; rows of weights of a tile
+//   ROWS           rows of weights that a thread takes at a time, whole tiles
 //   Decode         Decode(w), operator()(row, k, to): DEPTH values of a row from k, zeros behind it
 //   tile<WIDTH>    sums of HEIGHT rows by WIDTH times 16 columns
 //   turn_x         16 rows of x into the order [DEPTH / STEP][16][STEP]
@@ -28,7 +29,6 @@
 namespace {
 
 constexpr int64_t COLUMNS = 16;    // rows of x in a tile
-constexpr int64_t ROWS = 48;       // rows of weights that a thread takes at a time
 constexpr int64_t X_ROWS = 512;    // rows of x for which a weight is decoded once
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -37,7 +37,7 @@ template <class Kernel>
 class Gemm {
   using Element = typename Kernel::Element;
   static constexpr int64_t DEPTH = Kernel::DEPTH, HEIGHT = Kernel::HEIGHT;
-  static constexpr int64_t PANEL = DEPTH * COLUMNS;
+  static constexpr int64_t ROWS = Kernel::ROWS, PANEL = DEPTH * COLUMNS;
   static_assert(ROWS % HEIGHT == 0 && ROWS % 16 == 0);
 
   const GemmCall& call_;

@@ -43,3 +43,5 @@ constexpr int64_t GEMV_BATCH = 8;
 
 extern const ProductKernels ms_products_baseline, ms_products_avx2, ms_products_avx512;
 extern const ProductKernels ms_products_vbmi, ms_products_amx;
+// The kernels for AMX over a model of its tiles in C++, to be tested without it.
+extern const ProductKernels ms_products_modelled;

@@ -4,6 +4,7 @@
 // what does not fit goes to slower ones that decode weights to float32 first, as `dequantize` does,
 // row by row where that is possible.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "../isa.h"
@@ -39,6 +40,10 @@ bool fits_chunks(const ms_packed& w) {
   return w.block == 0 || w.block == 16 || w.block == 32 || w.block % 64 == 0;
 }
 
+#if defined(MICROSCALE_X86)
+std::atomic<bool> model_tiles{false};
+#endif
+
 const ProductKernels& kernels_for(const ms_packed& w) {
   static const ProductKernels all[MS_ISAS] = {
     kernels_of(0),
@@ -46,7 +51,18 @@ const ProductKernels& kernels_for(const ms_packed& w) {
     kernels_of(1), kernels_of(2), kernels_of(3), kernels_of(4),
 #endif
   };
-  return all[fits_chunks(w) ? ms_isa() : std::min<int>(ms_isa(), MS_AVX512)];
+  const int isa = fits_chunks(w) ? ms_isa() : std::min<int>(ms_isa(), MS_AVX512);
+#if defined(MICROSCALE_X86)
+  if (isa >= MS_AVX512_VNNI && model_tiles) {
+    static const ProductKernels modelled = [] {
+      ProductKernels k = kernels_of(MS_AVX512_VNNI);
+      k.gemm_bfloat16 = ms_products_modelled.gemm_bfloat16;
+      return k;
+    }();
+    return modelled;
+  }
+#endif
+  return all[isa];
 }
 
 // ---------------------------------------------------------------- what is in x and w
@@ -279,6 +295,15 @@ int worthwhile(int threads, const ms_packed& w, int64_t batch) {
 }
 
 }  // namespace
+
+int ms_model_tiles(int on) {
+#if defined(MICROSCALE_X86)
+  model_tiles = on != 0;
+  return ms_isa() >= MS_AVX512_VNNI ? 0 : -1;
+#else
+  return on ? -1 : 0;
+#endif
+}
 
 int ms_product_sizes(void) { return int(sizeof(ms_packed) * 10000 + sizeof(ms_dense)); }
 

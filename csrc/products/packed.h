@@ -40,6 +40,9 @@ struct ms_dense {
   int32_t type;    // ms_type
 };
 
+// For tests: multiply in AMX's tiles as modelled in C++ (slow). -1 where there is no AVX-512 VNNI.
+MS_API int ms_model_tiles(int on);
+
 // What tells Python that its records are these.
 MS_API int ms_product_sizes(void);
 

@@ -231,7 +231,7 @@ struct Float32 {
   using Element = float;
   using Decode = DecodeRow;
   using State = NoState;
-  static constexpr int64_t DEPTH = ::DEPTH;
+  static constexpr int64_t DEPTH = ::DEPTH, ROWS = 48;
 #if defined(__AVX512F__)
   static constexpr int64_t HEIGHT = 12;
   static constexpr int WIDTH = 2;

@@ -153,6 +153,22 @@ def test_unusual_real_scales(name: str, scale: float) -> None:
             check(got, x, decoded(weight))
 
 
+@pytest.mark.parametrize("name", ["mxfp4", "mxfp6_e2m3", "mxfp8_e5m2", "mxint8", "int8-channel"])
+def test_the_kernels_for_tiles_over_a_model_of_tiles(instructions: str, name: str) -> None:
+    assert LIBRARY is not None
+    if LIBRARY.ms_model_tiles(1):
+        LIBRARY.ms_model_tiles(0)
+        pytest.skip(f"{instructions} does not decode for them")
+    try:
+        for rows, length, batch in [(7, 96, 9), (65, 300, 17), (130, 520, 48)]:
+            weight, x = quantize(sample((rows, length)), name), sample((batch, length), 1)
+            x = x.bfloat16()
+            got = products.linear(x, weight.stored, name, dtype=torch.float32)
+            check(got, x, decoded(weight))
+    finally:
+        LIBRARY.ms_model_tiles(0)
+
+
 # ---------------------------------------------------------------- memory
 
 

@@ -4,9 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from microscale.functional.product import cast_pair, cast_right, note_product, plain, unfit
+from microscale.functional.product import (
+    cast_pair,
+    cast_right,
+    note_product,
+    plain,
+    unfit,
+)
 from microscale.functional.vector import deliver
 from microscale.policy import Policy
+from microscale.tensor import BlockTensor
 from microscale.weights import cast_operand
 
 
@@ -34,7 +41,9 @@ def linear(
     note_product(name, "linear", (input, operands.input), (weight, operands.weight))
     with plain():
         left = cast_operand(input, operands.input, -1)
-        return deliver(F.linear(left, cast_right(weight, operands.weight, -1), bias), policy)
+        if not isinstance(weight, BlockTensor):  # that one is multiplied as it is stored
+            weight = cast_right(weight, operands.weight, -1)
+        return deliver(F.linear(left, weight, bias), policy)
 
 
 def matmul(left: Tensor, right: Tensor, *, policy: Policy, name: str = "") -> Tensor:

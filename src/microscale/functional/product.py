@@ -7,6 +7,7 @@ from torch import Tensor
 
 from microscale.ledger import How, note, recording
 from microscale.operands import Operand
+from microscale.packed_ops import unserved
 from microscale.policy import Policy
 from microscale.tensor import BlockTensor
 from microscale.weights import cast_operand, cast_weight, is_weight
@@ -54,7 +55,18 @@ def note_product(
     formats = _format(*left), _format(*right)
     packed = isinstance(left[0], BlockTensor) or isinstance(right[0], BlockTensor)
     how: How = "packed" if packed else "skipped" if formats == (None, None) else "emulated"
-    note(name, product, how, formats, UNSET if how == "skipped" else "")
+    reason = _decoding(product, right[0]) if packed else UNSET if how == "skipped" else ""
+    note(name, product, how, formats, reason)
+
+
+def _decoding(product: str, weight: Tensor) -> str:
+    """Why a product of a packed weight decodes it first, or "" where it reads the storage."""
+    if product in ("embedding", "embedding_bag"):  # which take rows
+        return ""
+    if product != "linear" or not isinstance(weight, BlockTensor):
+        return "decoded first"
+    why = unserved(weight)
+    return f"decoded first: {why}" if why else ""
 
 
 UNSET = "the policy leaves both operands in the wider type"
