@@ -11,6 +11,7 @@ import torch
 from rich.table import Table
 
 from microscale.commands.console import STANDARD_OUTPUT, console, write_json
+from microscale.kernels.native.loader import current, native, usable
 from microscale.version import __version__
 
 LIBRARIES = ("torch", "numpy", "safetensors", "transformers", "tokenizers", "matplotlib")
@@ -48,7 +49,6 @@ class Info:
             *libraries,
             *self.devices.items(),
             *kernels,
-            ("compiler", "not needed: no kernel of this version is compiled"),
             ("threads", str(self.threads)),
             *extras,
         ]
@@ -70,9 +70,24 @@ def info() -> Info:
         machine=f"{platform.system()} {platform.machine()}",
         libraries={name: _version(name) for name in LIBRARIES},
         devices=devices,
-        kernels=dict.fromkeys(devices, "reference (PyTorch)"),
+        kernels=dict.fromkeys(devices, REFERENCE) | {"cpu": _core()},
         threads=torch.get_num_threads(),
         missing=_extras(),
+    )
+
+
+REFERENCE = "reference (PyTorch)"
+
+
+def _core() -> str:
+    """Which kernels run on the CPU, and why no others."""
+    found = native()
+    if found.library is None:
+        return f"{REFERENCE}: {found.reason}"
+    usable_here = ", ".join(usable(found.library))
+    return (
+        f"compiled core, {current(found.library)} (of {usable_here}) from {found.path}; reference "
+        "for float64, pow2 scales and what docs/numerics.md names"
     )
 
 

@@ -57,10 +57,13 @@ def native() -> Native:
 
 
 def _places() -> Iterator[Path]:
-    yield Path(__file__).parent / LIBRARY
-    # An editable installation keeps the sources here and the library in site-packages.
+    """Where the library may lie: wherever the package might be imported from.
+
+    An editable installation has the sources in one place and the library in another.
+    """
     for entry in sys.path:
         yield Path(entry) / _PACKAGE_FOLDER / LIBRARY
+    yield Path(__file__).parent / LIBRARY
 
 
 def _load(path: Path) -> Native:

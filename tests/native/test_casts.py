@@ -1,0 +1,204 @@
+"""The compiled casts against the reference kernels, bit for bit."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import native_casts
+from microscale.cast import cast
+from microscale.kernels import reference
+from microscale.kernels.native import casts
+from microscale.kernels.native.loader import native, usable
+from microscale.kernels.plan import plan
+from microscale.kernels.storage import Layout
+from microscale.rounding import Options
+from microscale.spelling import get_block_format
+from microscale.tensor import dequantize, quantize
+from samples import same, sample
+
+LIBRARY = native().library
+if LIBRARY is None:
+    pytest.skip(native().reason, allow_module_level=True)
+assert LIBRARY is not None
+NAMES = usable(LIBRARY)
+PLAIN = ("even", "saturate", "block", "off")
+
+
+@pytest.fixture(autouse=True, params=NAMES)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set of this machine in turn."""
+    assert LIBRARY is not None
+    before = LIBRARY.ms_isa()
+    assert LIBRARY.ms_set_isa(NAMES.index(request.param)) == 0
+    yield request.param
+    LIBRARY.ms_set_isa(before)
+
+
+@pytest.mark.parametrize("first", range(0, 500, 100))
+def test_random_casts_are_those_of_the_reference(first: int, isa: str) -> None:
+    assert native_casts.check(first + 10_000 * NAMES.index(isa), 30) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(10**6, 10**6 + 20_000, 1000))
+def test_many_random_casts_are_those_of_the_reference(first: int, isa: str) -> None:
+    assert native_casts.check(first + 10**7 * NAMES.index(isa), 400) == []
+
+
+def _decoded(name: str, codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> None:
+    fmt = get_block_format(name)
+    stored = (codes, scales, torch.full((1 if fmt.tensor_scale else 0,), 0.37))
+    layout, length = Layout(fmt, 1, torch.float32), codes.shape[1] * 8 // fmt.element.bits
+    found = casts.served(name, *PLAIN)
+    assert found is not None
+    assert casts.decodes(stored, found, length, torch.float32)
+    expected = reference.dequantize(stored, layout, length, dtype)
+    same(casts.dequantize(stored, found, layout, length, dtype), expected)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["fp8_e4m3-1", "fp8_e5m2-1", "e2m3-1", "e3m2-1", "e2m1-1", "int8-1", "e4m3fnuz-1", "int3-1"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_every_code_under_every_scale(name: str, dtype: torch.dtype) -> None:
+    bits = get_block_format(name).element.bits
+    row = reference.pack(torch.arange(2**bits, dtype=torch.uint8)[None], bits, 1)
+    scales = torch.arange(256, dtype=torch.uint8)[:, None].repeat(1, 2**bits)
+    _decoded(name, row.repeat(256, 1), scales, dtype)
+
+
+@pytest.mark.parametrize("scale", ["e4m3", "ue5m3"])
+def test_every_code_of_a_real_scale(scale: str) -> None:
+    scales = torch.arange(256, dtype=torch.uint8)[:, None]
+    codes = torch.arange(128, dtype=torch.uint8)[None].repeat(256, 1)
+    _decoded(f"fp8_e4m3-128-{scale}-tensor_fp32", codes, scales, torch.float32)
+
+
+def test_every_half_goes_in_and_out() -> None:
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    for dtype in (torch.float16, torch.bfloat16):
+        values = x.view(dtype)[:, None].repeat(1, 2)
+        for name in ("int8-1-fp32", "fp8_e5m2-2"):
+            asked, found = plan(values, name, 1, Options()), casts.served(name, *PLAIN)
+            assert found is not None
+            for to in (torch.float16, torch.bfloat16, torch.float32):
+                expected = reference.cast(values, asked, to)
+                assert native_casts.equal(casts.cast(values, found, 1, to), expected)
+
+
+@pytest.mark.parametrize("name", ["mxfp8_e4m3", "nvfp4", "int8-token", "int8-channel"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_out_of_every_kind(name: str, axis: int) -> None:
+    x = sample((66, 130))
+    expected = cast(x, name, axis)
+    wide = torch.zeros(66, 400)
+    outs = {
+        "contiguous": torch.empty(66, 130),
+        "transposed": torch.empty(130, 66).t(),
+        "stepped": wide[:, 1:391:3],
+        "itself": x.clone(),
+        "itself, transposed": x.t().clone().t(),
+    }
+    for how, out in outs.items():
+        given = out if how.startswith("itself") else x
+        version = out._version
+        assert cast(given, name, axis, out=out) is out
+        assert torch.equal(out, expected), how
+        assert out._version > version
+    assert wide[:, 0::3].count_nonzero() == wide[:, 2::3].count_nonzero() == 0
+
+
+def test_out_that_overlaps_the_input() -> None:
+    memory = sample((4000,))
+    expected = cast(memory[:3200].reshape(100, 32).clone(), "mxfp4")
+    out = memory[7:3207].reshape(100, 32)
+    cast(memory[:3200].reshape(100, 32), "mxfp4", out=out)
+    assert torch.equal(out, expected)
+
+
+def test_memory_beside_the_output_is_left_alone() -> None:
+    for length in (1, 5, 31, 33, 100):
+        memory = torch.full((3, 200), 7.0)
+        cast(sample((3, length)), "mxfp8_e4m3", out=memory[:, 20 : 20 + length])
+        assert (memory[:, :20] == 7).all()
+        assert (memory[:, 20 + length :] == 7).all()
+
+
+def test_a_negated_view_is_read_as_what_it_is() -> None:
+    x = torch.complex(sample((2, 32)), sample((2, 32), seed=1)).conj().imag
+    assert x.is_neg()
+    same(cast(x, "mxfp4"), cast(x.resolve_neg(), "mxfp4"))
+
+
+def test_what_the_core_does_not_serve_runs_on_the_reference() -> None:
+    for name in ("mxfp4-pow2", "int8-token-e8m0-mse"):
+        assert casts.served(name, *PLAIN) is None
+        x = sample((3, 40))
+        same(cast(x, name), reference.cast(x, plan(x, name, 1, Options()), torch.float32))
+    x = sample((3, 40), torch.float64)
+    expected = reference.cast(x, plan(x, "mxfp4", 1, Options()), torch.float64)
+    same(cast(x, "mxfp4"), expected)
+
+
+def test_packed_parts_that_do_not_fit_are_not_read() -> None:
+    q = quantize(sample((4, 64)), "mxfp4")
+    found = casts.served("mxfp4", *PLAIN)
+    assert found is not None
+    codes, scales, outer = q.stored
+    assert casts.decodes(q.stored, found, 64, torch.float32)
+    for broken in (
+        (codes[:, :-1], scales, outer),
+        (codes, scales[:, :-1], outer),
+        (codes, scales[:3], outer),
+        (codes, scales.float(), outer),
+        (codes[0], scales, outer),
+    ):
+        assert not casts.decodes(broken, found, 64, torch.float32)
+
+
+def test_views_of_packed_tensors_decode() -> None:
+    q = quantize(sample((6, 5, 64)), "mxfp6_e2m3")
+    whole = dequantize(q)
+    same(dequantize(q[2]), whole[2])
+    same(dequantize(q[1:5:2, 3]), whole[1:5:2, 3])
+    same(dequantize(q.transpose(1, 2)), whole.transpose(1, 2).contiguous())
+
+
+def test_more_dimensions_than_the_core_walks() -> None:
+    x = sample((2, 1, 3, 1, 2, 1, 2, 1, 2, 33)).transpose(0, -1)
+    for name in ("mxfp4", "int8-token"):
+        asked = plan(x, name, 0, Options())
+        same(cast(x, name, 0), reference.cast(x, asked, torch.float32))
+        q = quantize(x, name, 0)
+        same(dequantize(q), cast(x, name, 0))
+
+
+def test_long_tensors_in_many_threads() -> None:
+    x = sample((300, 1000))
+    threads = torch.get_num_threads()
+    for name in ("mxfp8_e4m3", "nvfp4", "int8-tensor", "int8-channel"):
+        for axis in (0, 1):
+            values = []
+            for count in (1, 2, 7):
+                torch.set_num_threads(count)
+                values.append(cast(x, name, axis))
+            torch.set_num_threads(threads)
+            expected = reference.cast(x, plan(x, name, axis, Options()), torch.float32)
+            for found in values:
+                same(found, expected)
+
+
+def test_blocks_longer_than_a_batch() -> None:
+    x = sample((3, 9001))
+    for name in ("int5-4097", "fp8_e4m3-5000-bf16", "e2m3-2049-e8m0-mse", "fp4_e2m1-32768"):
+        for axis in (0, 1):
+            y = x.t() if axis == 0 else x
+            asked = plan(y, name, axis, Options())
+            same(cast(y, name, axis), reference.cast(y, asked, torch.float32))
+            q, expected = quantize(y, name, axis), reference.quantize(y, asked)
+            for part, wanted in zip(q.stored, expected, strict=True):
+                same(part, wanted)
+            assert math.prod(q.codes.shape)
