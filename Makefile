@@ -2,6 +2,7 @@
 # make test       the same installation, then the tests (under 10 minutes on 2 cores)
 # make test-full  every test, the long ones too
 # make compare-all  formats on every known model into docs/results.md; set MICROSCALE_DATA for all
+# make bench      limits of this machine, casts and the command line's start, into build/bench
 # make lint       style and types
 # make clean      remove what was made, .venv included
 #
@@ -13,6 +14,7 @@ EXTRAS ?= demo,dev
 JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+CORE := CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 
 # The first of these that runs and is new enough.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14 python; do \
@@ -22,7 +24,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 # One thread for each test process: on few cores more threads only wait for each other.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: demo test test-full compare-all lint format install clean
+.PHONY: demo test test-full compare-all bench lint format install clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -38,6 +40,13 @@ test-full: $(STAMP)
 compare-all: $(STAMP)
 	$(BIN)/python runs/compare_all.py --jobs $(JOBS)
 
+# Another process that runs meanwhile spoils figures: what it disturbs is thrown away or marked.
+bench: $(STAMP)
+	mkdir -p $(BUILD)/bench
+	$(BIN)/python benchmarks/help_time.py
+	$(BIN)/python benchmarks/limits.py
+	$(BIN)/python benchmarks/casts.py --peers --json $(BUILD)/bench/casts.json
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,8 +58,13 @@ format: $(STAMP)
 
 install: $(STAMP)
 
-# Written last, so that an installation that was interrupted starts again.
-$(STAMP): pyproject.toml constraints.txt
+# The environment, and again what is compiled wherever a source of the core changed. Both files are
+# written last, so that an installation that was interrupted starts again.
+$(STAMP): $(VENV)/environment $(CORE)
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+$(VENV)/environment: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later found: install one, or name it with make PYTHON=/path/to/python" >&2; exit 1; }
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
