@@ -3,6 +3,14 @@
 
 #include "packed.h"
 
+// A matrix that is not packed.
+struct ms_dense {
+  const void* data;
+  int64_t rows;
+  int64_t stride;  // elements between rows
+  int32_t type;    // ms_type
+};
+
 struct GemvCall {
   const ms_packed* w;
   const float* bias;

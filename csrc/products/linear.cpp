@@ -305,31 +305,35 @@ int ms_model_tiles(int on) {
 #endif
 }
 
-int ms_product_sizes(void) { return int(sizeof(ms_packed) * 10000 + sizeof(ms_dense)); }
+int ms_product_sizes(void) { return int(sizeof(ms_packed)); }
 
-int ms_linear(const ms_packed* w, const ms_dense* x, const float* bias, const ms_dense* out,
-              int threads) {
-  if (w->rows == 0 || x->rows == 0) return MS_OK;
-  const Call call{*w, bias, *out, worthwhile(threads, *w, x->rows)};
-  return x->rows <= GEMV_BATCH ? few_rows(call, *x) : many_rows(call, *x);
+int ms_linear(const ms_packed* w, const void* x, int64_t batch, int64_t stride, const float* bias,
+              void* out, int types, int threads) {
+  if (w->rows == 0 || batch == 0) return MS_OK;
+  const ms_dense left{x, batch, stride, types & 15}, result{out, batch, w->rows, types >> 4};
+  const Call call{*w, bias, result, worthwhile(threads, *w, batch)};
+  return batch <= GEMV_BATCH ? few_rows(call, left) : many_rows(call, left);
 }
 
-int ms_linear_packed(const ms_packed* w, const ms_packed* x, const float* bias,
-                     const ms_dense* out, int threads) {
+int ms_linear_packed(const ms_packed* w, const ms_packed* x, const float* bias, void* out, int type,
+                     int threads) {
   if (w->rows == 0 || x->rows == 0) return MS_OK;
-  const Call call{*w, bias, *out, worthwhile(threads, *w, x->rows)};
+  const ms_dense result{out, x->rows, w->rows, type};
+  const Call call{*w, bias, result, worthwhile(threads, *w, x->rows)};
   const ProductKernels& k = kernels_for(call.w);
   // From three rows on vdpbf16ps gains more from sharing weights than integers do.
   if (x->rows <= 2 && k.gemv_integer && is_integral(*w) && is_integral(*x) &&
-    scales_are_safe(*x, 1)) {
-    Copy wide = decoded<float>(*x, MS_FLOAT32, 1);
+      scales_are_safe(*x, 1)) {
+    const Copy wide = decoded<float>(*x, MS_FLOAT32, 1);
     if (!wide.data) return MS_NO_MEMORY;
     return with_careful_rows(call, wide.x, false,
-                                 [&](const GemvCall& g) { return k.gemv_integer(g, *x); });
+                             [&](const GemvCall& g) { return k.gemv_integer(g, *x); });
   }
   const bool exact = x->scale_kind == MS_SCALE_E8M0 && x->tensor_scale == 1 &&
-                       scales_are_safe(*x, call.threads);
+                     scales_are_safe(*x, call.threads);
   const Copy dense = exact ? decoded<uint16_t>(*x, MS_BFLOAT16, call.threads)
-                             : decoded<float>(*x, MS_FLOAT32, call.threads);
-  return dense.data ? ms_linear(w, &dense.x, bias, out, threads) : MS_NO_MEMORY;
+                           : decoded<float>(*x, MS_FLOAT32, call.threads);
+  if (!dense.data) return MS_NO_MEMORY;
+  return ms_linear(w, dense.x.data, x->rows, x->length, bias, out, dense.x.type + 16 * type,
+                   threads);
 }

@@ -33,13 +33,6 @@ struct ms_packed {
   float tensor_scale;  // 1 where there is none
 };
 
-struct ms_dense {
-  const void* data;
-  int64_t rows;
-  int64_t stride;  // elements between rows
-  int32_t type;    // ms_type
-};
-
 // For tests: multiply in AMX's tiles as modelled in C++ (slow). -1 where there is no AVX-512 VNNI.
 MS_API int ms_model_tiles(int on);
 
@@ -48,11 +41,12 @@ MS_API int ms_product_sizes(void);
 
 // out[m, n] = sum over k of x[m, k] w[n, k], plus bias[n] if there is a bias (float32).
 //
-// x in float32 or bfloat16, out in float32 or bfloat16. Returns MS_OK or MS_NO_MEMORY.
-MS_API int ms_linear(const ms_packed* w, const ms_dense* x, const float* bias, const ms_dense* out,
-                     int threads);
+// x: `batch` rows, `stride` elements apart, and out: contiguous, both float32 or bfloat16;
+// types = that of x + 16 times that of out (ms_type). Returns MS_OK or MS_NO_MEMORY.
+MS_API int ms_linear(const ms_packed* w, const void* x, int64_t batch, int64_t stride,
+                     const float* bias, void* out, int types, int threads);
 
 // The same with both operands packed along the reduction.
-MS_API int ms_linear_packed(const ms_packed* w, const ms_packed* x, const float* bias,
-              const ms_dense* out, int threads);
+MS_API int ms_linear_packed(const ms_packed* w, const ms_packed* x, const float* bias, void* out,
+                            int type, int threads);
 }

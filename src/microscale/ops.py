@@ -156,7 +156,7 @@ def _packed_linear_cpu(
     codes, scales, outer = weight
     stored, layout = (codes, scales, outer), Layout(get_block_format(fmt), 1, compute)
     if products.takes(x, dtype) and not products.why_not(stored, layout, x.shape[1]):
-        return products.linear(x, stored, fmt, bias, dtype)
+        return products.linear(x, products.Matrix(stored, fmt, x.shape[1]), bias, dtype)
     return _packed_linear(x, weight, fmt, compute, bias, dtype)
 
 
@@ -200,7 +200,8 @@ def _packed_product_cpu(
     reasons = [products.why_not(p, at, length) for p, at in zip(parts, layouts, strict=True)]
     if any(reasons) or not products.gives(dtype):
         return _packed_product(left, left_format, right, right_format, compute, length, dtype)
-    return products.linear_packed(parts, formats, length, dtype)
+    x, w = (products.Matrix(p, fmt, length) for p, fmt in zip(parts, formats, strict=True))
+    return products.linear_packed(x, w, dtype)
 
 
 def _packed_product_fake(

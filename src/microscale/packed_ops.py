@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from microscale import ops
 from microscale.errors import MicroscaleError
-from microscale.kernels.native.products import why_not
+from microscale.kernels.native import products
 from microscale.kernels.plan import FLOATS
 from microscale.kernels.storage import Stored
 from microscale.packed import Packed
@@ -331,7 +332,7 @@ def _linear(
 
 
 def _rows_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    """The product of left [M, K] and right [K, N] from packed storage, or None where it must be decoded."""
+    """Left [M, K] times right [K, N] from packed storage, or None where it must be decoded."""
     fits = left.dim() == right.dim() == 2 and left.shape[1] == right.shape[0]
     if not fits or left.dtype is not right.dtype or left.device != right.device:
         return None
@@ -344,11 +345,43 @@ def _rows_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Te
     return None
 
 
+def quick_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """`torch.nn.functional.linear` by one call of the core, or None where more has to happen.
+
+    That is: where gradients, transforms, modes or compilers watch, or the core does not serve.
+    """
+    if not isinstance(weight, Packed) or not ops.straight(x):
+        return None
+    if bias is not None and not _adds(bias, weight):
+        return None
+    if x.dtype is not weight.dtype or not x.dim() or not products.takes(x, x.dtype):
+        return None
+    matrix = _matrix(weight)
+    if matrix is None or x.shape[-1] != matrix.columns:
+        return None
+    return products.linear(x, matrix, bias)
+
+
+def _adds(bias: Tensor, weight: Packed) -> bool:
+    same = bias.dtype is weight.dtype and bias.dim() == 1 and bias.shape[0] == weight.shape[0]
+    return same and ops.straight(bias)
+
+
+def _matrix(q: Packed) -> products.Matrix | None:
+    """What the core knows of a packed weight [N, K], kept with it; None if it does not serve."""
+    kept: products.Matrix | None = q.__dict__.get("_matrix")
+    if kept is None or not kept.holds(q.stored):
+        served = q.axis == 1 and not unserved(q)
+        kept = products.Matrix(q.stored, q.format.name, q.length) if served else None
+        q.__dict__["_matrix"] = kept
+    return kept
+
+
 def unserved(q: Packed) -> str:
     """Why products do not read a matrix from its packed storage, but decode it first, or ""."""
     if q.dim() != 2:
         return f"{q.dim()} dimensions"
-    return why_not(q.stored, q.packing, q.length)
+    return products.why_not(q.stored, q.packing, q.length)
 
 
 def _packed_linear(x: Tensor, weight: Packed, bias: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 """`BlockTensor`: a tensor stored as packed codes and shared scales, and the verbs that make it.
 
-Products take a BlockTensor and decode it first: it saves memory, not time, in this version.
+Products of matrices on the CPU read it as it is stored; all other products decode it first.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from microscale.formats import BlockFormat
 from microscale.kernels.plan import plan
 from microscale.kernels.storage import Layout
 from microscale.packed import Packed
-from microscale.packed_ops import dispatch
+from microscale.packed_ops import dispatch, quick_linear
 from microscale.rounding import make_options
 from microscale.seed import Seed, seed_tensor
 from microscale.spelling import get_block_format
@@ -63,8 +63,20 @@ class BlockTensor(Packed):
         memo[id(self)] = copied
         return copied
 
-    # Operators see the wrapped tensor below autograd, in __torch_dispatch__.
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Do a linear layer at once if nothing watches; all else is seen below autograd."""
+        if func is torch.nn.functional.linear:
+            result = quick_linear(*args, **(kwargs or {}))
+            if result is not None:
+                return result
+        return torch._C._disabled_torch_function_impl(func, types, args, kwargs or {})
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]

@@ -16,6 +16,7 @@ from microscale.formats import NAMED
 from microscale.kernels import reference
 from microscale.kernels.native import products
 from microscale.kernels.native.loader import native, usable
+from microscale.kernels.storage import Stored
 from microscale.tensor import BlockTensor, quantize
 
 LIBRARY = native().library
@@ -42,6 +43,23 @@ def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
 def decoded(q: BlockTensor) -> Tensor:
     """The weights that count: float32 by the reference, as float64."""
     return reference.dequantize(q.stored, q.packing, q.length, torch.float32).double()
+
+
+def linear(
+    x: Tensor,
+    stored: Stored,
+    name: str,
+    bias: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    return products.linear(x, products.Matrix(stored, name, x.shape[1]), bias, dtype)
+
+
+def linear_packed(
+    parts: tuple[Stored, Stored], names: tuple[str, str], length: int, dtype: torch.dtype
+) -> Tensor:
+    x, w = (products.Matrix(p, name, length) for p, name in zip(parts, names, strict=True))
+    return products.linear_packed(x, w, dtype)
 
 
 def check(got: Tensor, x: Tensor, weights: Tensor, bias: Tensor | None = None) -> None:
@@ -86,9 +104,9 @@ def test_products_are_within_the_bound(name: str) -> None:
         values = decoded(weight)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             x = sample((batch, length), 2).clamp(-1e3, 1e3).to(dtype)
-            got = products.linear(x, weight.stored, name, bias, torch.float32)
+            got = linear(x, weight.stored, name, bias, torch.float32)
             check(got, x, values, bias)
-            check(products.linear(x, weight.stored, name), x, values)
+            check(linear(x, weight.stored, name), x, values)
 
 
 @pytest.mark.parametrize("name", ["mxfp4", "mxfp6_e2m3", "mxint8", "mxfp8_e4m3", "nvfp4"])
@@ -100,13 +118,13 @@ def test_both_factors_may_be_packed(name: str, left: str) -> None:
             quantize(sample((batch, length), 1), left),
         )
         parts = (x.stored, weight.stored)
-        got = products.linear_packed(parts, (left, name), length, torch.float32)
+        got = linear_packed(parts, (left, name), length, torch.float32)
         check(got, decoded(x), decoded(weight))
 
 
 def test_blocks_of_integers_are_summed_exactly(instructions: str) -> None:
     weight, x = quantize(sample((9, 32)), "mxfp4"), quantize(sample((2, 32), 1), "mxint8")
-    got = products.linear_packed((x.stored, weight.stored), ("mxint8", "mxfp4"), 32, torch.float32)
+    got = linear_packed((x.stored, weight.stored), ("mxint8", "mxfp4"), 32, torch.float32)
     terms = decoded(x)[:, None] * decoded(weight)
     exact = [[math.fsum(row) for row in rows] for rows in terms.tolist()]
     if instructions in ("avx512_vnni", "amx"):
@@ -124,7 +142,7 @@ def test_every_code_and_every_scale(name: str, batch: int) -> None:
     values = decoded(weight)
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(batch, 128, generator=generator).to(dtype)
-        check(products.linear(x, weight.stored, name, dtype=torch.float32), x, values)
+        check(linear(x, weight.stored, name, dtype=torch.float32), x, values)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 20])
@@ -136,9 +154,9 @@ def test_unusual_numbers_in_x(name: str, batch: int) -> None:
         for dtype in (torch.float32, torch.bfloat16):
             x = sample((batch, 64), 4).to(dtype)
             x[0, 5] = x[-1, 40] = number
-            check(products.linear(x, weight.stored, name, dtype=torch.float32), x, values)
+            check(linear(x, weight.stored, name, dtype=torch.float32), x, values)
         x = torch.full((batch, 64), number)
-        check(products.linear(x, weight.stored, name), x, values)
+        check(linear(x, weight.stored, name), x, values)
 
 
 @pytest.mark.parametrize("scale", [1e-38, 1e-20, 1e20, 1e37, math.inf, math.nan, 0.0, -1.0])
@@ -149,7 +167,7 @@ def test_unusual_real_scales(name: str, scale: float) -> None:
     for batch in (1, 20):
         for dtype in (torch.float32, torch.bfloat16):
             x = sample((batch, 64), 4).to(dtype)
-            got = products.linear(x, weight.stored, name, dtype=torch.float32)
+            got = linear(x, weight.stored, name, dtype=torch.float32)
             check(got, x, decoded(weight))
 
 
@@ -163,7 +181,7 @@ def test_the_kernels_for_tiles_over_a_model_of_tiles(instructions: str, name: st
         for rows, length, batch in [(7, 96, 9), (65, 300, 17), (130, 520, 48)]:
             weight, x = quantize(sample((rows, length)), name), sample((batch, length), 1)
             x = x.bfloat16()
-            got = products.linear(x, weight.stored, name, dtype=torch.float32)
+            got = linear(x, weight.stored, name, dtype=torch.float32)
             check(got, x, decoded(weight))
     finally:
         LIBRARY.ms_model_tiles(0)
@@ -176,10 +194,10 @@ def test_the_kernels_for_tiles_over_a_model_of_tiles(instructions: str, name: st
 def test_what_pads_a_row_does_not_matter(name: str) -> None:
     for batch in (2, 20):
         weight, x = quantize(sample((11, 37)), name), sample((batch, 37), 1)
-        before = products.linear(x, weight.stored, name)
+        before = linear(x, weight.stored, name)
         used = 37 * weight.format.element.bits
         weight.codes[:, -(-used // 8) :] = 255
-        assert torch.equal(products.linear(x, weight.stored, name), before)
+        assert torch.equal(linear(x, weight.stored, name), before)
 
 
 @pytest.mark.parametrize("batch", [3, 20])
@@ -195,11 +213,11 @@ def test_strides(batch: int) -> None:
         wide[:, :96].T.contiguous().T,
         wide[:1, :96].expand(batch, -1),
     ):
-        got = products.linear(x, weight.stored, "mxfp6_e3m2")
+        got = linear(x, weight.stored, "mxfp6_e3m2")
         check(got, x, decoded(weight))
     codes = torch.empty(weight.codes.shape[::-1], dtype=torch.uint8).T.copy_(weight.codes)
     stored = (codes, weight.scales.T.contiguous().T, weight.tensor_scale)
-    assert torch.equal(products.linear(x, stored, "mxfp6_e3m2"), got)
+    assert torch.equal(linear(x, stored, "mxfp6_e3m2"), got)
 
 
 @pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "int8-channel"])
@@ -207,7 +225,7 @@ def test_strides(batch: int) -> None:
 def test_nothing(name: str, shape: tuple[int, int, int]) -> None:
     rows, length, batch = shape
     weight, bias = quantize(torch.zeros(rows, length), name), torch.ones(rows)
-    got = products.linear(torch.zeros(batch, length), weight.stored, name, bias)
+    got = linear(torch.zeros(batch, length), weight.stored, name, bias)
     assert torch.equal(got, torch.ones(batch, rows))
 
 
@@ -220,7 +238,7 @@ def test_threads_give_the_same_bits(name: str, batch: int) -> None:
         results = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(products.linear(x, weight.stored, name))
+            results.append(linear(x, weight.stored, name))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1])
@@ -229,6 +247,6 @@ def test_threads_give_the_same_bits(name: str, batch: int) -> None:
 
 def test_rows_do_not_depend_on_the_batch() -> None:
     weight, x = quantize(sample((64, 256)), "mxfp4"), sample((8, 256), 1)
-    whole = products.linear(x, weight.stored, "mxfp4")
+    whole = linear(x, weight.stored, "mxfp4")
     for row in range(8):
-        assert torch.equal(products.linear(x[row : row + 1], weight.stored, "mxfp4")[0], whole[row])
+        assert torch.equal(linear(x[row : row + 1], weight.stored, "mxfp4")[0], whole[row])

@@ -39,17 +39,6 @@ class PackedRecord(ctypes.Structure):
     )
 
 
-class DenseRecord(ctypes.Structure):
-    """ms_dense."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("rows", ctypes.c_int64),
-        ("stride", ctypes.c_int64),
-        ("type", ctypes.c_int32),
-    )
-
-
 class Numbers(NamedTuple):
     """The numbers of a format: values by code as C arrays, and how scales are stored."""
 
@@ -65,12 +54,11 @@ def _library() -> ctypes.CDLL | None:
     library = native().library
     if library is None:
         return None
-    assert library.ms_product_sizes() == ctypes.sizeof(PackedRecord) * 10000 + ctypes.sizeof(
-        DenseRecord
-    )
-    packed, dense = ctypes.POINTER(PackedRecord), ctypes.POINTER(DenseRecord)
-    library.ms_linear.argtypes = [packed, dense, ctypes.c_void_p, dense, ctypes.c_int]
-    library.ms_linear_packed.argtypes = [packed, packed, ctypes.c_void_p, dense, ctypes.c_int]
+    assert library.ms_product_sizes() == ctypes.sizeof(PackedRecord)
+    packed, pointer, size = ctypes.POINTER(PackedRecord), ctypes.c_void_p, ctypes.c_int64
+    number = ctypes.c_int
+    library.ms_linear.argtypes = [packed, pointer, size, size, pointer, pointer, number, number]
+    library.ms_linear_packed.argtypes = [packed, packed, pointer, pointer, number, number]
     return library
 
 
@@ -138,8 +126,8 @@ def why_not(stored: Stored, layout: Layout, length: int) -> str:
 
 
 def takes(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the kernels read this x, a matrix on the CPU, and give a result of `dtype`."""
-    return x.dtype in TYPES and gives(dtype) and x.device.type == "cpu" and x.dim() == 2
+    """Whether the kernels read this x, on the CPU, and give a result of `dtype`."""
+    return x.dtype in TYPES and gives(dtype) and x.device.type == "cpu"
 
 
 def gives(dtype: torch.dtype) -> bool:
@@ -147,81 +135,94 @@ def gives(dtype: torch.dtype) -> bool:
     return dtype in TYPES
 
 
-def linear(
-    x: Tensor,
-    stored: Stored,
-    fmt: str,
-    bias: Tensor | None = None,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """X [M, K] in float32, bfloat16 or float16, times packed [N, K], plus bias [N]: [M, N].
+class Matrix:
+    """A packed matrix [N, K] that the kernels multiply from, and its record."""
 
-    The parts are such that `why_not` has nothing against them. The result has `dtype`, by default
-    that of x; it is rounded once from float32 (float16 of float32).
+    __slots__ = ("_pointers", "_version", "columns", "parts", "record", "rows")
+
+    def __init__(self, stored: Stored, fmt: str, length: int) -> None:
+        """Take parts that `why_not` has nothing against."""
+        found = numbers(fmt)
+        assert isinstance(found, Numbers)
+        codes, scales, outer = stored
+        self._pointers, self._version = _pointers(stored), outer._version
+        if codes.stride(1) != 1 and codes.shape[1] > 1:
+            codes = codes.contiguous()
+        if scales.stride(1) != 1 and scales.shape[1] > 1:
+            scales = scales.contiguous()
+        self.parts, self.rows, self.columns = (codes, scales), codes.shape[0], length
+        self.record = PackedRecord(
+            codes.data_ptr(),
+            scales.data_ptr(),
+            ctypes.addressof(found.values),
+            None if found.scale_values is None else ctypes.addressof(found.scale_values),
+            codes.shape[0],
+            length,
+            codes.stride(0),
+            scales.stride(0) if scales.shape[0] > 1 else 0,
+            found.bits,
+            found.block,
+            found.scale_kind,
+            outer.item() if outer.numel() else 1.0,
+        )
+
+    def holds(self, stored: Stored) -> bool:
+        """Whether this is still the record of those parts; their contents do not matter."""
+        copied = self.parts[0].data_ptr() != self._pointers[0]
+        same = self._pointers == _pointers(stored) and self._version == stored[2]._version
+        return same and not copied
+
+
+def _pointers(stored: Stored) -> tuple[int, int, int]:
+    return stored[0].data_ptr(), stored[1].data_ptr(), stored[2].data_ptr()
+
+
+def linear(
+    x: Tensor, w: Matrix, bias: Tensor | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The product of x [..., K], in float32, bfloat16 or float16, and packed [N, K], plus bias [N].
+
+    Returns [..., N] in `dtype`, by default that of x, rounded once from float32.
     """
     dtype = dtype or x.dtype
     if x.dtype is torch.float16:
         x = x.float()
-    if x.stride(1) != 1 and x.shape[1] > 1:
+    if not x.is_contiguous() and not (x.dim() == 2 and x.stride(1) == 1):
         x = x.contiguous()
-    record, kept = _packed(stored, fmt, x.shape[1])
-    return _run("ms_linear", (record, kept), (_dense(x), x), bias, (x.shape[0], dtype))
-
-
-def linear_packed(
-    parts: tuple[Stored, Stored], formats: tuple[str, str], length: int, dtype: torch.dtype
-) -> Tensor:
-    """Packed x [M, K] times packed w [N, K]: [M, N] in `dtype`."""
-    x, w = (_packed(p, fmt, length) for p, fmt in zip(parts, formats, strict=True))
-    return _run("ms_linear_packed", w, x, None, (parts[0][0].shape[0], dtype))
-
-
-def _run(
-    name: str,
-    w: tuple[PackedRecord, object],
-    x: tuple[ctypes.Structure, object],
-    bias: Tensor | None,
-    result: tuple[int, torch.dtype],
-) -> Tensor:
+    stride = x.stride(-2) if x.dim() > 1 else 0
+    out = torch.empty((*x.shape[:-1], w.rows), dtype=_result(dtype))
+    if bias is not None and (bias.dtype is not torch.float32 or not bias.is_contiguous()):
+        bias = bias.float().contiguous()
     library = _library()
     assert library is not None
-    rows, dtype = result
-    kernel_dtype = torch.float32 if dtype is torch.float16 else dtype
-    out = torch.empty((rows, w[0].rows), dtype=kernel_dtype)
-    if bias is not None:
-        bias = bias.float().contiguous()
-    pointer = None if bias is None else bias.data_ptr()
-    status = getattr(library, name)(w[0], x[0], pointer, _dense(out), torch.get_num_threads())
+    status = library.ms_linear(
+        w.record,
+        x.data_ptr(),
+        x.numel() // w.columns if w.columns else out.numel() // max(w.rows, 1),
+        stride,
+        None if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        TYPES[x.dtype] + 16 * TYPES[out.dtype],
+        torch.get_num_threads(),
+    )
     if status:
         raise MemoryError
-    return out if dtype is kernel_dtype else out.to(dtype)
+    return out if out.dtype is dtype else out.to(dtype)
 
 
-def _dense(x: Tensor) -> DenseRecord:
-    return DenseRecord(x.data_ptr(), x.shape[0], x.stride(0), TYPES[x.dtype])
-
-
-def _packed(stored: Stored, fmt: str, length: int) -> tuple[PackedRecord, object]:
-    """The record of packed parts, and what must live as long as it does."""
-    found = numbers(fmt)
-    assert isinstance(found, Numbers)
-    codes, scales, outer = stored
-    if codes.stride(1) != 1 and codes.shape[1] > 1:
-        codes = codes.contiguous()
-    if scales.stride(1) != 1 and scales.shape[1] > 1:
-        scales = scales.contiguous()
-    record = PackedRecord(
-        codes.data_ptr(),
-        scales.data_ptr(),
-        ctypes.addressof(found.values),
-        None if found.scale_values is None else ctypes.addressof(found.scale_values),
-        codes.shape[0],
-        length,
-        codes.stride(0),
-        scales.stride(0) if scales.shape[0] > 1 else 0,
-        found.bits,
-        found.block,
-        found.scale_kind,
-        outer.item() if outer.numel() else 1.0,
+def linear_packed(x: Matrix, w: Matrix, dtype: torch.dtype) -> Tensor:
+    """Packed x [M, K] times packed w [N, K]: [M, N] in `dtype`."""
+    out = torch.empty((x.rows, w.rows), dtype=_result(dtype))
+    library = _library()
+    assert library is not None
+    status = library.ms_linear_packed(
+        w.record, x.record, None, out.data_ptr(), TYPES[out.dtype], torch.get_num_threads()
     )
-    return record, (codes, scales)
+    if status:
+        raise MemoryError
+    return out if out.dtype is dtype else out.to(dtype)
+
+
+def _result(dtype: torch.dtype) -> torch.dtype:
+    """The type that kernels write where `dtype` is wanted."""
+    return torch.float32 if dtype is torch.float16 else dtype
