@@ -118,9 +118,8 @@ def _bytes(name: str, shape: tuple[int, int]) -> float:
         return COLD
     if name.startswith("torch"):
         return shape[0] * shape[1] * (2 if "bfloat16" in name else 1)
-        return shape[0] * shape[1] * (2 if "bfloat16" in name else 1)
-        quantize(torch.zeros(1, shape[1]), name.split(",", maxsplit=1)[0]).storage_bytes * shape[0]
-    )
+    fmt = name.partition(",")[0]
+    return quantize(torch.zeros(1, shape[1]), fmt).storage_bytes * shape[0]
 
 
 def _line(name: str, timing: Timing, times: dict[str, Timing], least: float) -> str:
