@@ -117,7 +117,7 @@ def _overhead(repeats: int) -> dict[str, dict[str, float]]:
     """The time of a call that has almost nothing to do."""
     x = torch.randn(4, 32)
     out = torch.empty_like(x)
-    functions = {
+    functions: dict[str, Callable[[], object]] = {
         "cast of 128 values": partial(cast, x, "mxfp4"),
         "cast of 128 values, out": partial(cast, x, "mxfp4", out=out),
         "x + 1 of 128 values": partial(x.add, 1),

@@ -2,6 +2,7 @@
 
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,7 @@ AWKWARD = (
     *(3.4028234e38, 1e-38, -(2.0**-126)),
 )
 TYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16)
-VIEWS = {
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x,
     "also contiguous": lambda x: x,
     "transposed": lambda x: x.transpose(0, -1),
@@ -164,4 +165,4 @@ if __name__ == "__main__":
     for number in range(5):
         if library.ms_set_isa(number) == 0:
             wrong += check(number * 10**6, int(sys.argv[1]))
-    sys.exit("\n".join(wrong))
+    sys.exit("\n".join(wrong) or None)

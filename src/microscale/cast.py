@@ -1,7 +1,7 @@
 """The verb `cast`: values on a format's grid, with a straight-through gradient."""
 
 import typing
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -70,9 +70,12 @@ def cast(
             if native.takes(x, to):
                 key = None if seed is None and found.seedless else seed_tensor(seed, rounding)
                 at = check_axis(axis, x.dim())
+                made: Any
                 if out is None:
-                    return native.cast(x, found, at, to, key)
-                return native.cast_into(x, out, found, at, key)
+                    made = native.cast(x, found, at, to, key)
+                else:
+                    made = native.cast_into(x, out, found, at, key)
+                return made  # type: ignore[no-any-return]
     tensor = to_tensor(x)
     target = None if out is None else to_tensor(out, "out")
     to = result_dtype(tensor, dtype, target)

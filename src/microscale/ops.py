@@ -248,11 +248,12 @@ def straight(x: object) -> TypeGuard[Tensor]:
     Then a verb may call the kernel itself, which spares two thirds of a small cast's time. Nothing
     is compiled, traced, transformed, watched by a dispatch mode, or differentiated.
     """
+    if torch.compiler.is_compiling() or type(x) not in _PLAIN:
+        return False
+    tensor: Any = x
     return (
-        not torch.compiler.is_compiling()
-        and type(x) in _PLAIN
-        and torch._C._dispatch_keys(x).raw_repr() in _KEYS
-        and not (x.requires_grad and torch.is_grad_enabled())
+        torch._C._dispatch_keys(tensor).raw_repr() in _KEYS
+        and not (tensor.requires_grad and torch.is_grad_enabled())
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._is_tracing()
     )

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from microscale.formats import BlockFormat, channel_dimension
 from microscale.kernels.native.loader import native
-from microscale.kernels.native.records import DIMENSIONS, TYPES, Job, PlanRecord, plan_record, serves
+from microscale.kernels.native.records import (
+    DIMENSIONS,
+    TYPES,
+    Job,
+    PlanRecord,
+    plan_record,
+    serves,
+)
 from microscale.kernels.plan import Plan, castable
 from microscale.kernels.storage import Layout, Stored, decoded_shape, empty_storage
 from microscale.rounding import Options, Rounding, make_options
@@ -90,9 +97,7 @@ def _cast_pair(x: Tensor, y: Tensor, found: Served, axis: int, seed: Tensor | No
     del job  # which the call needed
 
 
-def cast_into(
-    x: Tensor, y: Tensor, found: Served, axis: int, seed: Tensor | None = None
-) -> Tensor:
+def cast_into(x: Tensor, y: Tensor, found: Served, axis: int, seed: Tensor | None = None) -> Tensor:
     """Write the values to `y`, which has x's shape and may be x itself, and return it."""
     in_place = y.data_ptr() == x.data_ptr() and y.dtype is x.dtype and y.stride() == x.stride()
     contiguous = x.is_contiguous() and y.is_contiguous()
@@ -132,7 +137,7 @@ def _distinct(x: Tensor) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _cast_job(  # noqa: PLR0913, PLR0917  (the key of the cache: everything a job is made of)
+def _cast_job(  # noqa: PLR0917  (the key of the cache: everything a job is made of)
     found: Served,
     axis: int,
     x_type: torch.dtype,

@@ -94,7 +94,8 @@ def usable(library: ctypes.CDLL) -> list[str]:
 
 def current(library: ctypes.CDLL) -> str:
     """The instruction set in use."""
-    return _names(library)[library.ms_isa()]
+    name: str = _names(library)[library.ms_isa()]
+    return name
 
 
 def _force(library: ctypes.CDLL, wanted: str) -> None:

@@ -169,9 +169,7 @@ def serves(fmt: BlockFormat, options: Options) -> bool:
         )
         and fmt == BlockFormat(element, scale, fmt.block, fmt.rule, fmt.tensor_scale)
         and options
-        == Options(
-            options.rounding, options.overflow, options.nonfinite, options.flush_subnormals
-        )
+        == Options(options.rounding, options.overflow, options.nonfinite, options.flush_subnormals)
     )
     return (
         known
