@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from interleaved import Timing, measure
 from torch import Tensor, nn
 
+from interleaved import Timing, measure
 from microscale.kernels.native.loader import current, native
 from microscale.tensor import BlockTensor, quantize
 

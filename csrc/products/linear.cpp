@@ -102,10 +102,21 @@ bool scales_are_safe(const ms_packed& w, int threads) {
   bool by_code[256];
   if (has_scale_codes(w))
     for (uint32_t c = 0; c < 256; ++c) by_code[c] = safe.holds(scale_of_code(w, c));
+  uint8_t least = 0, span = 0;
+  if (w.scale_kind == MS_SCALE_E8M0) {
+    least = uint8_t(std::find(by_code, by_code + 255, true) - by_code);
+    span = uint8_t(std::count(by_code, by_code + 256, true) - 1);
+    if (!by_code[least]) return false;
+  }
   int bad = 0;
 #pragma omp parallel for num_threads(threads) reduction(| : bad)
   for (int64_t row = 0; row < rows; ++row) {
-    if (has_scale_codes(w)) {
+    if (w.scale_kind == MS_SCALE_E8M0) {  // safe codes follow each other: a loop of vectors
+      const uint8_t* codes = static_cast<const uint8_t*>(w.scales) + row * w.scale_stride;
+      uint8_t beyond = 0;
+      for (int64_t i = 0; i < blocks; ++i) beyond |= uint8_t(codes[i] - least) > span;
+      bad |= beyond;
+    } else if (w.scale_kind == MS_SCALE_TABLE) {
       const uint8_t* codes = static_cast<const uint8_t*>(w.scales) + row * w.scale_stride;
       for (int64_t i = 0; i < blocks; ++i) bad |= !by_code[codes[i]];
     } else {
