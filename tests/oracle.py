@@ -80,6 +80,7 @@ class Options:
     overflow: str = "saturate"
     nonfinite: str = "block"
     flush: str = "off"
+    prerounding: str = "off"
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,9 @@ def shared_exponent(amax: Fraction, element: Element, rule: str) -> int:
         return ceil_log2(amax) - element.emax
     if rule == "rceil":
         return ceil_log2(amax / element.largest)
+    if rule == "seven_quarters":
+        top = floor_log2(amax)
+        return top + (amax >= Fraction(7, 4) * power(top)) - element.emax
     assert rule == "even"
     quantum = power(floor_log2(amax) - element.width)
     return floor_log2(half_even(amax / quantum) * quantum) - element.emax
@@ -120,8 +124,23 @@ def _amax(values: Sequence[float]) -> Fraction:
     return max((abs(Fraction(v)) for v in values if math.isfinite(v)), default=Fraction(0))
 
 
-def _flushed(values: Sequence[float], mode: str) -> tuple[float, ...]:
-    """Float32 subnormals as signed zeros: each one, or all of a block that has nothing larger."""
+def _prerounded(value: float, rounding: str) -> float:
+    """A value on bfloat16's grid, which has no end of its own: what lies beyond is infinite."""
+    if not math.isfinite(value) or value == 0:
+        return value
+    magnitude, largest = abs(Fraction(value)), DTYPES["bfloat16"].largest
+    quantum = power(max(floor_log2(magnitude), -126) - 7)
+    steps = magnitude / quantum
+    nearest = {"away": math.floor(steps + Fraction(1, 2)), "zero": math.floor(steps)}
+    rounded = nearest.get(rounding, half_even(steps)) * quantum
+    return to_float(rounded if rounded <= largest else None, is_negative(value))
+
+
+def _prepared(values: Sequence[float], options: Options) -> tuple[float, ...]:
+    """Prerounded, and float32 subnormals as signed zeros: each, or all of a block without more."""
+    if options.prerounding != "off":
+        values = [_prerounded(value, options.rounding) for value in values]
+    mode = options.flush
     tiny = _amax(values) < FLOAT32_MIN_NORMAL
     if mode == "off" or (mode == "block" and not tiny):
         return tuple(values)
@@ -153,7 +172,7 @@ def cast_block(
 
     `compute` is float64 for float64 inputs and float32 for all others; `out` the output type.
     """
-    values = _flushed(values, options.flush)
+    values = _prepared(values, options)
     if _is_poisoned(values, fmt.element, options):
         return _nan_block(values)
     if fmt.scale.exponents is None:
@@ -243,7 +262,7 @@ def cast_two_level(
 
     The tensor scale looks at the blocks that are not poisoned, at finite values only.
     """
-    flushed = [_flushed(block, options.flush) for block in blocks]
+    flushed = [_prepared(block, options) for block in blocks]
     healthy = [b for b in flushed if not _is_poisoned(b, fmt.element, options)]
     amax = max((_amax(block) for block in healthy), default=Fraction(0))
     assert fmt.scale.binary is not None

@@ -97,6 +97,8 @@ def exponents(amax: Floats, fmt: Format) -> Integers:
         exponent = exponent + (mantissa > 0.5)
     if fmt.rule == "even":
         exponent = exponent + (mantissa >= 1.0 - 2.0 ** -(element.width + 2))
+    if fmt.rule == "seven_quarters":
+        exponent = exponent + (mantissa >= 0.875)
     if fmt.rule == "rceil":
         exponent = exponent + (mantissa > np.frexp(float(element.largest))[0])
     return np.where(amax == 0, fmt.scale.code_zero, np.clip(exponent - element.emax, low, high))

@@ -57,6 +57,7 @@ def test_options_reach_the_codes(name: str, nonfinite: str, rounding: str) -> No
                     "overflow": overflow,
                     "nonfinite": nonfinite,
                     "flush_subnormals": flush,
+                    "prerounding": "bfloat16" if flush == "block" else "off",
                 }
                 same(dequantize(quantize(x, name, axis, **options)), cast(x, name, axis, **options))
 

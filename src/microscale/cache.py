@@ -96,8 +96,7 @@ def _layer_class() -> Any:
 
 
 def _packed(x: Tensor, operand: Operand) -> BlockTensor:
-    laws: dict[str, Any] = operand.laws
-    return quantize(x.detach(), operand.format, -1, **laws)
+    return quantize(x.detach(), operand.format, -1, **operand.laws)
 
 
 def _joined(old: BlockTensor, new: BlockTensor) -> BlockTensor:

@@ -109,6 +109,7 @@ def quantize(
     overflow: str = "saturate",
     nonfinite: str = "block",
     flush_subnormals: str = "off",
+    prerounding: str = "off",
     seed: Seed = None,
 ) -> BlockTensor:
     """Cast `x` and keep codes and scales, truly packed. The arguments are those of `cast`.
@@ -117,7 +118,7 @@ def quantize(
     `dequantize(quantize(x, ...)) == cast(x, ...)` bit for bit. Raises MicroscaleError.
     """
     tensor = to_tensor(x)
-    options = make_options(rounding, overflow, nonfinite, flush_subnormals)
+    options = make_options(rounding, overflow, nonfinite, flush_subnormals, prerounding)
     checked = plan(tensor, fmt, axis, options)
     spelled = (str(checked.format), checked.axis, str(options))
     key = seed_tensor(seed, rounding)

@@ -93,15 +93,7 @@ def _quantized(x: Tensor, weight: Weight) -> Tensor:
     operand = weight.operand
     if operand is None or isinstance(x, BlockTensor):
         return x
-    return quantize(
-        x,
-        operand.format,
-        weight.axis,
-        rounding=operand.rounding,
-        overflow=operand.overflow,
-        nonfinite=operand.nonfinite,
-        flush_subnormals=operand.flush_subnormals,
-    )
+    return quantize(x, operand.format, weight.axis, **operand.laws)
 
 
 def _without_aliases(

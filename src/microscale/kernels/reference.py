@@ -19,11 +19,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from microscale.formats import BlockFormat, ElementFormat, ScaleFormat, packing_group
+from microscale.formats import BF16, BlockFormat, ElementFormat, ScaleFormat, packing_group
 from microscale.kernels.philox import random_words
 from microscale.kernels.plan import Plan
 from microscale.kernels.storage import Layout, Stored, decoded_shape, empty_storage
-from microscale.rounding import FlushSubnormals, Nonfinite, Options, Overflow, Rounding, ScaleRule
+from microscale.rounding import (
+    FlushSubnormals,
+    Nonfinite,
+    Options,
+    Overflow,
+    Prerounding,
+    Rounding,
+    ScaleRule,
+)
 
 SMALLEST_NORMAL = 2.0**-126  # of float32
 UNBOUNDED_NAN = -(2**15)  # the int16 that stands for a NaN scale without a bound
@@ -168,8 +176,10 @@ def _shared(blocks: Tensor, plan: Plan) -> tuple[int, ...]:
 
 
 def scale(blocks: Tensor, plan: Plan) -> tuple[Tensor, Scales]:
-    """The shared scale of every block, and the blocks after flushing."""
+    """The shared scale of every block, and the blocks after prerounding and flushing."""
     options = plan.options
+    if options.prerounding is Prerounding.BFLOAT16:
+        blocks = preround(blocks, options.rounding)
     if options.flush_subnormals is FlushSubnormals.ELEMENT:
         blocks = torch.where(blocks.abs() < SMALLEST_NORMAL, blocks * 0.0, blocks)
     amax = _largest(blocks.abs(), plan)
@@ -192,6 +202,13 @@ def scale(blocks: Tensor, plan: Plan) -> tuple[Tensor, Scales]:
     return blocks, Scales(block.masked_fill(poisoned, math.nan), outer)
 
 
+def preround(x: Tensor, rounding: Rounding) -> Tensor:
+    """Round to bfloat16, to infinity beyond its largest value, in the type that x has."""
+    assert BF16.grid is not None
+    nearest = Rounding.EVEN if rounding is Rounding.STOCHASTIC else rounding
+    return round_to_grid(x, BF16.grid, nearest, Overflow.NONFINITE)
+
+
 def _finite_amax(blocks: Tensor, amax: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     """The maximum of the finite values, and the blocks whose NaN the element cannot encode."""
     finite = torch.where(blocks.isfinite(), blocks, 0.0).abs()
@@ -210,6 +227,8 @@ def shared_exponent(amax: Tensor, fmt: BlockFormat) -> Tensor:
         shared = exponent - 1 - element.emax
         if rule is ScaleRule.CEIL:
             shared = shared + (significand != 0.5)
+        elif rule is ScaleRule.SEVEN_QUARTERS:
+            shared = shared + (significand >= 0.875)
         elif rule is ScaleRule.EVEN:
             # R carries into the next binade from the middle of the last gap below it.
             shared = shared + (significand >= 1.0 - math.ldexp(1.0, -element.mantissa_bits - 2))

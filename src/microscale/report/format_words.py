@@ -4,10 +4,9 @@ import math
 from collections.abc import Iterator
 
 from microscale.formats import BlockFormat, ElementFormat, ScaleFormat
-from microscale.rounding import FlushSubnormals, Law, Nonfinite, Overflow, Rounding
+from microscale.rounding import LAWS
 
 EXAMPLE = (4096, 4096)
-CAST_OPTIONS: tuple[type[Law], ...] = (Rounding, Overflow, Nonfinite, FlushSubnormals)
 
 
 def number(value: float) -> str:
@@ -64,7 +63,7 @@ def properties(fmt: BlockFormat | ElementFormat) -> Iterator[tuple[str, str]]:
         assert fmt.rule is not None
         yield "scale rule", f"{fmt.rule}: {fmt.rule.law}"
     yield from _element_properties(fmt.element if isinstance(fmt, BlockFormat) else fmt)
-    for option in CAST_OPTIONS:
+    for option in LAWS:
         default = next(iter(option))
         yield option.argument(), f"{default} unless told otherwise: {default.law}"
 

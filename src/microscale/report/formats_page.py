@@ -4,14 +4,13 @@ from collections.abc import Iterable, Iterator
 
 from microscale.formats import ELEMENTS, NAMED, SCALES
 from microscale.report.format_words import (
-    CAST_OPTIONS,
     block_words,
     element_layout,
     number,
     scale_range,
     specials_words,
 )
-from microscale.rounding import Gradient, Law, ScaleRule
+from microscale.rounding import LAWS, Gradient, Law, ScaleRule
 
 INTRODUCTION = """\
 # Formats
@@ -58,7 +57,7 @@ def page() -> str:
     """The whole page as Markdown."""
     elements = ("name", "bits", "code", "emin", "emax", "largest", "smallest", "specials")
     blocks = ("name", "element", "scale", "block: one scale", "rule", "bits/value")
-    options: tuple[type[Law], ...] = (*CAST_OPTIONS, Gradient)
+    options: tuple[type[Law], ...] = (*LAWS, Gradient)
     parts = [
         INTRODUCTION,
         "## Block formats\n",
