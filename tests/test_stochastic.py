@@ -206,7 +206,7 @@ def test_gradient_is_straight_through_and_operators_check() -> None:
     cast(x, "mxfp4", rounding="stochastic", seed=1).sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.ones_like(x))
-    options = "stochastic saturate block off"
+    options = "stochastic saturate block off off"
     seed = key(3)
     torch.library.opcheck(
         torch.ops.microscale.cast.default, (x, "mxfp4", 1, options, torch.float32, seed)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from microscale.formats import BF16, BlockFormat, ElementFormat, ScaleFormat, packing_group
+from microscale.formats import BlockFormat, ElementFormat, ScaleFormat, packing_group
 from microscale.kernels.philox import random_words
 from microscale.kernels.plan import Plan
 from microscale.kernels.storage import Layout, Stored, decoded_shape, empty_storage
@@ -127,17 +127,22 @@ def widen(x: Tensor, fmt: BlockFormat) -> Tensor:
 
 
 def narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round to the output type, once: PyTorch takes float64 to 16 bits by way of float32.
-
-    Rounding to odd on that way keeps what lies beside a tie beside it.
-    """
+    """Round to the output type, once: PyTorch takes float64 to 16 bits by way of float32."""
     if values.dtype is not torch.float64 or dtype.itemsize > 2:
         return values.to(dtype)
+    return _to_odd(values).to(dtype)
+
+
+def _to_odd(values: Tensor) -> Tensor:
+    """Round float64 to float32, what is between two values to the odd one.
+
+    So what lies beside a tie of a narrower type stays beside it.
+    """
     near = values.float()
     beyond = near.double().abs() > values.abs()
     inexact = (near.double() != values) & ~values.isnan()
     bits = near.view(torch.int32) - beyond.int()  # towards zero
-    return (bits | inexact.int()).view(torch.float32).to(dtype)
+    return (bits | inexact.int()).view(torch.float32)
 
 
 def split(x: Tensor, plan: Plan) -> Tensor:
@@ -203,10 +208,17 @@ def scale(blocks: Tensor, plan: Plan) -> tuple[Tensor, Scales]:
 
 
 def preround(x: Tensor, rounding: Rounding) -> Tensor:
-    """Round to bfloat16, to infinity beyond its largest value, in the type that x has."""
-    assert BF16.grid is not None
-    nearest = Rounding.EVEN if rounding is Rounding.STOCHASTIC else rounding
-    return round_to_grid(x, BF16.grid, nearest, Overflow.NONFINITE)
+    """Round to bfloat16, to infinity beyond its largest value, in the type that x has.
+
+    bfloat16 is the upper half of float32: adding half of the lower one rounds half away.
+    """
+    if rounding in (Rounding.EVEN, Rounding.STOCHASTIC):
+        return narrow(x, torch.bfloat16).to(x.dtype)
+    bits = (x if x.dtype is torch.float32 else _to_odd(x)).view(torch.int32)
+    if rounding is Rounding.AWAY:
+        bits = bits + 0x8000
+    rounded = bits.bitwise_and(-0x10000).view(torch.float32).to(x.dtype)
+    return torch.where(x.isnan(), x, rounded)
 
 
 def _finite_amax(blocks: Tensor, amax: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
