@@ -11,7 +11,7 @@ import pytest
 import microscale
 
 RECORDS = {
-    "BlockFormat": "(element, scale, block, rule=None, tensor_scale=None)",
+    "BlockFormat": "(element, scale, block, rule=None, tensor_scale=None, zero_point=False)",
     "ElementFormat": "(exponent_bits, mantissa_bits, specials, bias)",
 }
 FUNCTIONS = {
