@@ -12,7 +12,7 @@ from microscale.kernels import reference
 from microscale.kernels.native import casts
 from microscale.kernels.native.loader import native
 from microscale.kernels.plan import Plan, plan
-from microscale.kernels.storage import Layout
+from microscale.kernels.storage import PARTS, Layout
 from microscale.rounding import make_options
 from microscale.spelling import get_block_format
 from samples import sample
@@ -51,7 +51,7 @@ class Case:
     """A cast, and how it is called."""
 
     fmt: str
-    options: tuple[str, str, str, str]
+    options: tuple[str, ...]
     view: str
     x: Tensor
     axis: int
@@ -73,12 +73,12 @@ def draw(random_case: random.Random) -> Case:
     pick = random_case.choice
     fmt = pick(FORMATS)
     rounding = pick(["even", "even", "away", "zero", "stochastic"])
-    options = (rounding, "saturate", "block", "off")
+    options = (rounding, "saturate", "block", "off", "off")
     if random_case.random() < 0.6:
         has_nan = get_block_format(fmt).element.has_nan
         overflow = pick(["saturate", "nonfinite"]) if has_nan else "saturate"
         options = (
-            rounding, overflow, pick(["block", "element"]), pick(["off", "element", "block"])
+            rounding, overflow, pick(["block", "element"]), pick(["off", "element", "block"]), "off"
         )  # fmt: skip
     x = _awkward(sample(pick(SHAPES), seed=random_case.randrange(10**6)), random_case)
     view = pick(list(VIEWS)) if x.dim() > 1 else "contiguous"
@@ -140,7 +140,7 @@ def _packing(case: Case, asked: Plan, found: casts.Served) -> list[str]:
         return []
     expected = reference.quantize(case.x, asked, case.seed)
     stored = casts.quantize(case.x, found, asked, case.seed)
-    pairs = zip(("codes", "scales", "tensor scale"), expected, stored, strict=True)
+    pairs = zip(PARTS, expected, stored, strict=True)
     different = [f"{part} of {case}" for part, a, b in pairs if not equal(a, b)]
     length = case.x.shape[case.axis] if case.x.dim() else 1
     layout = Layout(asked.format, case.axis, torch.float32)

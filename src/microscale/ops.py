@@ -60,12 +60,16 @@ def _quantize_fake(
     return empty_storage(x, plan(x, fmt, axis, read_options(options)))
 
 
+def _parts(stored: list[Tensor]) -> Stored:
+    codes, scales, tensor_scale, zero_point = stored
+    return codes, scales, tensor_scale, zero_point
+
+
 def _dequantize(
     stored: list[Tensor], fmt: str, axis: int, compute: torch.dtype, length: int, dtype: torch.dtype
 ) -> Tensor:
-    codes, scales, outer = stored
     layout = Layout(get_block_format(fmt), axis, compute)
-    return reference.dequantize((codes, scales, outer), layout, length, dtype)
+    return reference.dequantize(_parts(stored), layout, length, dtype)
 
 
 def _dequantize_fake(
@@ -78,7 +82,9 @@ _CAST = "Tensor x, str format, int axis, str options"
 _define(f"cast({_CAST}, ScalarType dtype, Tensor? seed=None) -> Tensor", _cast, _cast_fake)
 _define(f"in_range({_CAST}) -> Tensor", _in_range, _in_range_fake)
 _define(
-    f"quantize({_CAST}, Tensor? seed=None) -> (Tensor, Tensor, Tensor)", _quantize, _quantize_fake
+    f"quantize({_CAST}, Tensor? seed=None) -> (Tensor, Tensor, Tensor, Tensor)",
+    _quantize,
+    _quantize_fake,
 )
 _define(
     "dequantize(Tensor[] stored, str format, int axis, ScalarType compute, SymInt length, "
@@ -113,12 +119,11 @@ def _quantize_cpu(
 def _dequantize_cpu(
     stored: list[Tensor], fmt: str, axis: int, compute: torch.dtype, length: int, dtype: torch.dtype
 ) -> Tensor:
-    codes, scales, outer = stored
     found = native.served(fmt, *native.DECODING)
-    if found is None or not native.decodes((codes, scales, outer), found, length, compute):
+    parts = _parts(stored)
+    if found is None or not native.decodes(parts, found, length, compute):
         return _dequantize(stored, fmt, axis, compute, length, dtype)
-    layout = Layout(found.format, axis, compute)
-    return native.dequantize((codes, scales, outer), found, layout, length, dtype)
+    return native.dequantize(parts, found, Layout(found.format, axis, compute), length, dtype)
 
 
 for _name, _kernel in (
@@ -153,8 +158,7 @@ def _packed_linear_cpu(
     bias: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    codes, scales, outer = weight
-    stored, layout = (codes, scales, outer), Layout(get_block_format(fmt), 1, compute)
+    stored, layout = _parts(weight), Layout(get_block_format(fmt), 1, compute)
     if products.takes(x, dtype) and not products.why_not(stored, layout, x.shape[1]):
         return products.linear(x, products.Matrix(stored, fmt, x.shape[1]), bias, dtype)
     return _packed_linear(x, weight, fmt, compute, bias, dtype)
@@ -194,7 +198,7 @@ def _packed_product_cpu(
     length: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    parts = ((left[0], left[1], left[2]), (right[0], right[1], right[2]))
+    parts = _parts(left), _parts(right)
     formats = (left_format, right_format)
     layouts = (Layout(get_block_format(name), 1, compute) for name in formats)
     reasons = [products.why_not(p, at, length) for p, at in zip(parts, layouts, strict=True)]

@@ -24,7 +24,7 @@ if LIBRARY is None:
     pytest.skip(native().reason, allow_module_level=True)
 assert LIBRARY is not None
 NAMES = usable(LIBRARY)
-PLAIN = ("even", "saturate", "block", "off")
+PLAIN = ("even", "saturate", "block", "off", "off")
 
 
 @pytest.fixture(autouse=True, params=NAMES)
@@ -50,7 +50,8 @@ def test_many_random_casts_are_those_of_the_reference(first: int, isa: str) -> N
 
 def _decoded(name: str, codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> None:
     fmt = get_block_format(name)
-    stored = (codes, scales, torch.full((1 if fmt.tensor_scale else 0,), 0.37))
+    outer = torch.full((1 if fmt.tensor_scale else 0,), 0.37)
+    stored = (codes, scales, outer, torch.empty(0, dtype=torch.int8))
     layout, length = Layout(fmt, 1, torch.float32), codes.shape[1] * 8 // fmt.element.bits
     found = casts.served(name, *PLAIN)
     assert found is not None
@@ -135,10 +136,13 @@ def test_a_negated_view_is_read_as_what_it_is() -> None:
 
 
 def test_what_the_core_does_not_serve_runs_on_the_reference() -> None:
-    for name in ("mxfp4-pow2", "int8-token-e8m0-mse"):
+    unserved = ("mxfp4-pow2", "int8-token-e8m0-mse", "mxfp4-2x4", "int8-channel-zero_point")
+    unserved += ("int8full-32", "mxfp4-e5m0", "e4m3-tensor-unit", "mxfp4-seven_quarters")
+    for name in unserved:
         assert casts.served(name, *PLAIN) is None
         x = sample((3, 40))
         same(cast(x, name), reference.cast(x, plan(x, name, 1, Options()), torch.float32))
+    assert casts.served("mxfp4", *PLAIN[:-1], "bfloat16") is None
     x = sample((3, 40), torch.float64)
     expected = reference.cast(x, plan(x, "mxfp4", 1, Options()), torch.float64)
     same(cast(x, "mxfp4"), expected)

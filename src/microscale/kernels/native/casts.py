@@ -39,15 +39,15 @@ class Served:
 
 
 @lru_cache(maxsize=1024)
-def served(
-    fmt: str, rounding: str, overflow: str, nonfinite: str, flush_subnormals: str
-) -> Served | None:
+def served(fmt: str, *laws: str) -> Served | None:
     """What the core needs for this cast, or None where the reference computes it.
+
+    `laws` are the options by name, in the order of `rounding.LAWS`.
 
     Raises MicroscaleError for what cannot be cast at all, as `plan` does.
     """
     library = native().library
-    options = make_options(rounding, overflow, nonfinite, flush_subnormals)
+    options = make_options(*laws)
     block_format = castable(fmt, options)
     if library is None or not serves(block_format, options):
         return None
@@ -190,7 +190,7 @@ def quantize(x: Tensor, found: Served, plan: Plan, seed: Tensor | None = None) -
     """Packed codes and stored scales of a tensor with values, the block axis last."""
     x = x.reshape(x.shape or (1,))
     axis = plan.axis
-    codes, scales, outer = empty_storage(x, plan)
+    codes, scales, outer, zero = empty_storage(x, plan)
     job = _job(found, x, codes, seed)
     rest = [d for d in range(x.dim()) if d != axis]
     index = _row_major(x.shape)
@@ -209,7 +209,7 @@ def quantize(x: Tensor, found: Served, plan: Plan, seed: Tensor | None = None) -
     if outer.numel():
         job.tensor_scale = outer.data_ptr()
     _run(found.library.ms_quantize, job)
-    return codes, scales, outer
+    return codes, scales, outer, zero
 
 
 def dequantize(
@@ -218,7 +218,7 @@ def dequantize(
     """Decoded values, contiguous, with the block axis of `length` values back in its place."""
     if dtype is torch.float64:
         return dequantize(stored, found, layout, length, torch.float32).double()
-    codes, scales, outer = stored
+    codes, scales, outer, _ = stored
     if codes.stride(-1) != 1:
         codes = codes.contiguous()
     shape = decoded_shape(codes, layout.axis, length)
@@ -249,7 +249,7 @@ def packs(x: Tensor) -> bool:
 
 def decodes(stored: Stored, found: Served, length: int, compute: torch.dtype) -> bool:
     """Whether the parts fit each other, so that decoding reads nothing beside them."""
-    codes, scales, outer = stored
+    codes, scales, outer, _ = stored
     fmt = found.format
     blocks = -(-length // fmt.block) if isinstance(fmt.block, int) else 1
     lanes = zip(scales.shape[:-1], codes.shape[:-1], strict=False)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from microscale.formats import BF16, E8M0, FP32, WHOLE_BLOCKS, BlockFormat, ScaleFormat
+from microscale.formats import BF16, E8M0, FP32, BlockFormat, ScaleFormat
 from microscale.kernels.native.loader import native
 from microscale.kernels.native.records import TYPES
 from microscale.kernels.storage import Layout, Stored, scale_dtype
@@ -66,14 +66,8 @@ def _library() -> ctypes.CDLL | None:
 def numbers(spelling: str) -> Numbers | str:
     """What the kernels know of a format, or why they do not multiply from it."""
     fmt = get_block_format(spelling)
-    if fmt.element.bits not in WIDTHS:
-        return f"elements of {fmt.element.bits} bits"
-    if not (isinstance(fmt.block, int) or fmt.block in WHOLE_BLOCKS):
-        return f"blocks of {fmt.block}"
-    if fmt.tensor_scale not in (None, FP32):
-        return f"a tensor scale in {fmt.tensor_scale}"
-    if not _in_range(fmt):
-        return f"elements beyond 2^{_EXPONENTS[1]}"
+    if foreign := _foreign(fmt):
+        return foreign
     kind = _scale_kind(fmt.scale)
     if kind is None:
         return f"scales in {fmt.scale}"
@@ -81,6 +75,18 @@ def numbers(spelling: str) -> Numbers | str:
     scale_values = _floats(grid.values[:256]) if kind == _TABLE and grid is not None else None
     block = fmt.block if isinstance(fmt.block, int) else 0
     return Numbers(_floats(fmt.element.values), scale_values, kind, fmt.element.bits, block)
+
+
+def _foreign(fmt: BlockFormat) -> str:
+    """What the kernels do not know of a format, besides its scale, or ""."""
+    reasons = {
+        f"elements of {fmt.element.bits} bits": fmt.element.bits not in WIDTHS,
+        f"tiles of {fmt.block}": isinstance(fmt.block, tuple),
+        "zero points": fmt.zero_point,
+        f"a tensor scale in {fmt.tensor_scale}": fmt.tensor_scale not in (None, FP32),
+        f"elements beyond 2^{_EXPONENTS[1]}": not _in_range(fmt),
+    }
+    return next((reason for reason, applies in reasons.items() if applies), "")
 
 
 def _floats(values: tuple[float, ...]) -> Any:
@@ -105,7 +111,7 @@ def why_not(stored: Stored, layout: Layout, length: int) -> str:
     """Why the kernels do not multiply from these parts, or ""."""
     if _library() is None:
         return native().reason
-    codes, scales, outer = stored
+    codes, scales, outer, _ = stored
     if codes.device.type != "cpu":
         return f"parts on {codes.device}"
     if layout.compute is not torch.float32:
@@ -144,7 +150,7 @@ class Matrix:
         """Take parts that `why_not` has nothing against."""
         found = numbers(fmt)
         assert isinstance(found, Numbers)
-        codes, scales, outer = stored
+        codes, scales, outer, _ = stored
         self._pointers, self._version = _pointers(stored), outer._version
         if codes.stride(1) != 1 and codes.shape[1] > 1:
             codes = codes.contiguous()

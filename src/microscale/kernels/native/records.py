@@ -157,8 +157,9 @@ def plan_record(fmt: BlockFormat, options: Options) -> PlanRecord:
 def serves(fmt: BlockFormat, options: Options) -> bool:
     """Whether the compiled kernels compute this cast; all others run on the reference.
 
-    Left to the reference: scales without a bound, blocks of two dimensions, elements with exponents
-    beyond 100, and searched scales of blocks as long as the data.
+    Left to the reference: prerounding, scales that are none of the five usual ones, tiles, zero
+    points, integers that use their most negative code, the rule `seven_quarters`, elements with
+    exponents beyond 100, and searched scales of blocks as long as the data.
     """
     element, scale = fmt.element, fmt.scale
     # Built again from the parts that are known here: a part that is not known cannot slip through.
@@ -173,6 +174,7 @@ def serves(fmt: BlockFormat, options: Options) -> bool:
     )
     return (
         known
+        and element.specials != "full"
         and scale in (E8M0, SCALE_E4M3, UE5M3, BF16, FP32)
         and fmt.tensor_scale in (None, FP32)
         and (isinstance(fmt.block, int) or fmt.block in WHOLE_BLOCKS)
