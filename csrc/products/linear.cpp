@@ -73,27 +73,33 @@ struct Magnitudes {
   bool huge = false;       // finite and above 2^100
 };
 
-template <class Unsigned>
-Magnitudes magnitudes(const ms_dense& x, int64_t length) {
-  constexpr int mantissa = sizeof(Unsigned) == 4 ? 23 : 7;
-  constexpr Unsigned all = Unsigned(~Unsigned(0)) >> 1, infinity = Unsigned(255) << mantissa;
-  constexpr Unsigned low = Unsigned(27) << mantissa, high = Unsigned(228) << mantissa;
-  Unsigned tiny = 0, subnormal = 0, huge = 0;
+// Signed, and masks instead of branches, so that any processor compares vectors of them.
+template <class Signed>
+Magnitudes magnitudes(const ms_dense& x, int64_t length, int threads) {
+  constexpr int mantissa = sizeof(Signed) == 4 ? 23 : 7;
+  constexpr Signed all = sizeof(Signed) == 4 ? Signed(0x7fffffff) : Signed(0x7fff);
+  constexpr Signed normal = Signed(1) << mantissa, infinity = Signed(255) << mantissa;
+  constexpr Signed low = Signed(27) << mantissa, high = Signed(228) << mantissa;
+  int tiny = 0, subnormal = 0, huge = 0;
+#pragma omp parallel for num_threads(threads) reduction(| : tiny, subnormal, huge)
   for (int64_t m = 0; m < x.rows; ++m) {
-    const Unsigned* row = static_cast<const Unsigned*>(x.data) + m * x.stride;
+    const Signed* row = static_cast<const Signed*>(x.data) + m * x.stride;
+    Signed small = 0, smaller = 0, large = 0;
     for (int64_t k = 0; k < length; ++k) {
-      const Unsigned u = row[k] & all;
-      tiny |= Unsigned(Unsigned(u - 1) < Unsigned(low - 1));
-      subnormal |= Unsigned(Unsigned(u - 1) < Unsigned((Unsigned(1) << mantissa) - 1));
-      huge |= Unsigned(Unsigned(u - high) < Unsigned(infinity - high));
+      const Signed u = row[k] & all;
+      const Signed some = u > 0 ? -1 : 0;
+      small |= some & Signed(u < low ? -1 : 0);
+      smaller |= some & Signed(u < normal ? -1 : 0);
+      large |= Signed(u >= high ? -1 : 0) & Signed(u < infinity ? -1 : 0);
     }
+    tiny |= small, subnormal |= smaller, huge |= large;
   }
   return {tiny != 0, subnormal != 0, huge != 0};
 }
 
-Magnitudes magnitudes_of(const ms_dense& x, int64_t length) {
-  return x.type == MS_BFLOAT16 ? magnitudes<uint16_t>(x, length)
-                                 : magnitudes<uint32_t>(x, length);
+Magnitudes magnitudes_of(const ms_dense& x, int64_t length, int threads) {
+  return x.type == MS_BFLOAT16 ? magnitudes<int16_t>(x, length, threads)
+                               : magnitudes<int32_t>(x, length, threads);
 }
 
 bool scales_are_safe(const ms_packed& w, int threads) {
@@ -245,7 +251,7 @@ int with_careful_rows(const Call& call, const ms_dense& x, bool tiny, Fast fast)
 
 int few_rows(const Call& call, const ms_dense& x) {
   const ProductKernels& k = kernels_for(call.w);
-  const Magnitudes found = magnitudes_of(x, call.w.length);
+  const Magnitudes found = magnitudes_of(x, call.w.length, 1);
   if (!k.gemv_float32 || found.huge)
     return k.gemv_careful({&call.w, call.bias, &call.out, x.rows, call.threads, false, nullptr},
                               x);
@@ -270,8 +276,8 @@ Buffer<float> factors_of(const ms_packed& w) {
 }
 
 // Whether no product of x, in bfloat16, is flushed to zero or overflows before its time.
-bool suits_bfloat16(const ms_dense& x, const ms_packed& w) {
-  const Magnitudes found = magnitudes_of(x, w.length);
+bool suits_bfloat16(const ms_dense& x, const ms_packed& w, int threads) {
+  const Magnitudes found = magnitudes_of(x, w.length, threads);
   const bool factored = w.block == 0 || w.tensor_scale != 1;
   return !found.subnormal && !(factored && (found.tiny || found.huge));
 }
@@ -290,7 +296,7 @@ int many_rows(const Call& call, const ms_dense& x) {
   const int64_t length = call.w.length;
   const bool exact = k.gemm_bfloat16 && suits_bfloat16(call.w) &&
                      (x.type == MS_BFLOAT16 || are_bfloat16(x, length)) &&
-                     suits_bfloat16(x, call.w) && scales_are_safe(call.w, call.threads);
+                     suits_bfloat16(x, call.w, call.threads) && scales_are_safe(call.w, call.threads);
   if (exact != (x.type == MS_BFLOAT16)) {
     const Copy other = exact ? as_bfloat16(x, length, call.threads)
                              : as_float32(x, length, call.threads);
