@@ -149,9 +149,10 @@ class Layer(nn.Module):
         """One token [1, 1, width]; the cache grows."""
         parts = self.qkv(self.norms[0](x)).view(1, 1, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         cache[:] = [torch.cat(pair, 2) for pair in zip(cache, parts[1:], strict=True)]
-        mixed = F.scaled_dot_product_attention(parts[0], *cache)
+        mixed = F.scaled_dot_product_attention(parts[0], cache[0], cache[1])
         x = x + self.out(mixed.transpose(1, 2).reshape(x.shape))
-        return x + self.down(F.gelu(self.up(self.norms[1](x))))
+        added: Tensor = self.down(F.gelu(self.up(self.norms[1](x))))
+        return x + added
 
 
 class Decoder(nn.Module):

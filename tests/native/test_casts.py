@@ -136,8 +136,10 @@ def test_a_negated_view_is_read_as_what_it_is() -> None:
 
 
 def test_what_the_core_does_not_serve_runs_on_the_reference() -> None:
-    unserved = ("mxfp4-pow2", "int8-token-e8m0-mse", "mxfp4-2x4", "int8-channel-zero_point")
-    unserved += ("int8full-32", "mxfp4-e5m0", "e4m3-tensor-unit", "mxfp4-seven_quarters")
+    unserved = (
+        *("mxfp4-pow2", "int8-token-e8m0-mse", "mxfp4-2x4", "int8-channel-zero_point"),
+        *("int8full-32", "mxfp4-e5m0", "e4m3-tensor-unit", "mxfp4-seven_quarters"),
+    )
     for name in unserved:
         assert casts.served(name, *PLAIN) is None
         x = sample((3, 40))
@@ -152,16 +154,16 @@ def test_packed_parts_that_do_not_fit_are_not_read() -> None:
     q = quantize(sample((4, 64)), "mxfp4")
     found = casts.served("mxfp4", *PLAIN)
     assert found is not None
-    codes, scales, outer = q.stored
+    codes, scales, *rest = q.stored
     assert casts.decodes(q.stored, found, 64, torch.float32)
     for broken in (
-        (codes[:, :-1], scales, outer),
-        (codes, scales[:, :-1], outer),
-        (codes, scales[:3], outer),
-        (codes, scales.float(), outer),
-        (codes[0], scales, outer),
+        (codes[:, :-1], scales),
+        (codes, scales[:, :-1]),
+        (codes, scales[:3]),
+        (codes, scales.float()),
+        (codes[0], scales),
     ):
-        assert not casts.decodes(broken, found, 64, torch.float32)
+        assert not casts.decodes((*broken, rest[0], rest[1]), found, 64, torch.float32)
 
 
 def test_views_of_packed_tensors_decode() -> None:

@@ -216,7 +216,7 @@ def test_strides(batch: int) -> None:
         got = linear(x, weight.stored, "mxfp6_e3m2")
         check(got, x, decoded(weight))
     codes = torch.empty(weight.codes.shape[::-1], dtype=torch.uint8).T.copy_(weight.codes)
-    stored = (codes, weight.scales.T.contiguous().T, weight.tensor_scale)
+    stored = (codes, weight.scales.T.contiguous().T, *weight.stored[2:])
     assert torch.equal(linear(x, stored, "mxfp6_e3m2"), got)
 
 
