@@ -300,7 +300,7 @@ def assert_same(actual: torch.Tensor, expected: Floats, given: object = None) ->
     for place in map(tuple, places):
         source = ""
         if isinstance(given, torch.Tensor):
-            source = f" from {float(to_numpy(given)[place]).hex()}"
+            source = f" from {float(np.atleast_1d(to_numpy(given))[place]).hex()}"
         lines.append(f"{place}: {float(got[place]).hex()}, not {float(expected[place]).hex()}")
         lines[-1] += source
     raise AssertionError(f"{int(wrong.sum())} of {wrong.size} differ; first: " + "; ".join(lines))

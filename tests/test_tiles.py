@@ -175,4 +175,4 @@ def test_a_model_computes_the_same_from_its_file(fmt: str, tmp_path: Path) -> No
     fresh = made()
     load(tmp_path / "m.safetensors", fresh)
     assert any(isinstance(p, BlockTensor) for p in fresh.parameters())
-    assert torch.equal(fresh(x), expected)
+    torch.testing.assert_close(fresh(x), expected)  # packed, sums run in another order

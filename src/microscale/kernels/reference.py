@@ -288,6 +288,8 @@ def preround(x: Tensor, rounding: Rounding) -> Tensor:
     if rounding is Rounding.AWAY:
         bits = bits + 0x8000
     rounded = bits.bitwise_and(-0x10000).view(torch.float32).to(x.dtype)
+    # Truncated bits stop at the largest value, where float64 has larger ones.
+    rounded = torch.where(x.abs() >= 2.0**128, x.sign() * math.inf, rounded)
     return torch.where(x.isnan(), x, rounded)
 
 
