@@ -181,7 +181,10 @@ def test_info() -> None:
 
     output = run("info")
     assert re.search(rf"^microscale +{__version__}", output, flags=re.MULTILINE)
-    assert re.search(r"^kernels on cpu +reference", output, flags=re.MULTILINE)
+    from microscale.kernels.native.loader import native
+
+    kernels = "compiled core" if native().library else "reference"
+    assert re.search(rf"^kernels on cpu +{kernels}", output, flags=re.MULTILINE)
     content = json.loads(run("info", "--json", "-"))
     assert torch.__version__.startswith(content["libraries"]["torch"])
     assert content["threads"] == torch.get_num_threads()

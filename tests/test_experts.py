@@ -137,6 +137,7 @@ def test_experts_that_compiled_code_hides_are_refused() -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.usefixtures("weights_decoded_first")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("spelling", ["mxfp4/mxfp6_e2m3", "int8-channel/int8-token", "nvfp4"])
 @pytest.mark.parametrize("kind", KINDS)

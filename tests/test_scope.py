@@ -246,7 +246,8 @@ def test_packed_parameters_in_operators() -> None:
     convert(module, "mxfp6", verbose=False)
     with record_products() as ledger:
         out = module(x)
-    assert torch.equal(out, cast(x, "mxfp6") @ cast(values, "mxint8", 0))
+    # From packed weights sums run in another order.
+    torch.testing.assert_close(out, cast(x, "mxfp6") @ cast(values, "mxint8", 0))
     assert [row.how for row in ledger] == ["packed"]
 
 
