@@ -22,6 +22,7 @@ from microscale.handlers import GATHERS, HANDLERS, gather, vector_operation
 from microscale.ledger import skip
 from microscale.nn.site import ATTRIBUTE, Site
 from microscale.products import PRODUCTS, VECTOR
+from microscale.tensor import BlockTensor
 from microscale.weights import mark_weight
 
 _COMPILES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 10)
@@ -85,7 +86,7 @@ def _override(kind: type) -> object:
     return getattr(function, "__func__", function)
 
 
-_USUAL = _override(Tensor), _override(nn.Parameter)
+_USUAL = tuple(map(_override, (Tensor, nn.Parameter, BlockTensor)))
 
 
 FUSED_SWITCHES: dict[type[nn.Module], str] = {

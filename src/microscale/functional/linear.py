@@ -12,6 +12,7 @@ from microscale.functional.product import (
     unfit,
 )
 from microscale.functional.vector import deliver
+from microscale.packed_ops import unserved
 from microscale.policy import Policy
 from microscale.tensor import BlockTensor
 from microscale.weights import cast_operand
@@ -41,7 +42,7 @@ def linear(
     note_product(name, "linear", (input, operands.input), (weight, operands.weight))
     with plain():
         left = cast_operand(input, operands.input, -1)
-        if not isinstance(weight, BlockTensor):  # that one is multiplied as it is stored
+        if not isinstance(weight, BlockTensor) or unserved(weight):  # else multiplied as stored
             weight = cast_right(weight, operands.weight, -1)
         return deliver(F.linear(left, weight, bias), policy)
 
