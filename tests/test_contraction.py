@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import microscale.weights as weights_module
 from layer_checks import doubles
 from microscale.cast import cast
+from microscale.convert import convert
 from microscale.errors import MicroscaleError
 from microscale.functional import addbmm, einsum, inner, matmul, tensordot
 from microscale.ledger import record_products
@@ -89,6 +90,47 @@ def test_einsum_of_a_batch_of_activations() -> None:
     assert torch.equal(seen.left.reshape(2, 3, 5, 40), cast(q, "mxfp8_e5m2").transpose(1, 2))
 
 
+CHAINS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "ij,jk,kl->il": ((3, 4), (4, 5), (5, 6)),
+    "ij,jk,kl": ((3, 4), (4, 5), (5, 6)),
+    "bi,ijk,bk->bj": ((2, 3), (3, 4, 5), (2, 5)),
+    "...i,ij,...j->...": ((2, 7, 3), (3, 4), (7, 4)),
+    "ij,jk,kl,lm->mi": ((3, 4), (4, 5), (5, 6), (6, 2)),
+    "i,j,ij->": ((3,), (4,), (3, 4)),
+}
+
+
+class Chain(nn.Module):
+    """An einsum of several operands."""
+
+    def forward(self, equation: str, *operands: Tensor) -> Tensor:
+        return torch.einsum(equation, *operands)
+
+
+@pytest.mark.usefixtures("identity")
+@pytest.mark.parametrize("equation", CHAINS)
+def test_several_operands_are_taken_two_at_a_time(equation: str) -> None:
+    model = Chain()
+    convert(model, MIXED, verbose=False)
+    operands = [doubles(*shape) for shape in CHAINS[equation]]
+    with record_products() as ledger:
+        ours = model(equation, *operands)
+    torch.testing.assert_close(ours, torch.einsum(equation, *operands), rtol=1e-10, atol=1e-10)
+    assert {row.product for row in ledger} == {"einsum"}
+    assert sum(row.calls for row in ledger) == len(operands) - 1
+    skipped = [row.reason for row in ledger if row.how == "skipped"]
+    assert skipped == (["it sums no products"] if equation == "i,j,ij->" else [])
+
+
+def test_every_step_of_several_operands_is_cast() -> None:
+    model = Chain()
+    convert(model, SIDES, verbose=False)
+    a, b, c = torch.randn(3, 40), torch.randn(40, 33), torch.randn(33, 5)
+    first = cast(a, "mxfp8_e5m2") @ cast(b, "mxint8", 0)
+    second = cast(first, "mxfp8_e5m2") @ cast(c, "mxint8", 0)
+    torch.testing.assert_close(model("ij,jk,kl->il", a, b, c), second)
+
+
 @pytest.mark.parametrize(
     ("equation", "shapes", "says"),
     [
@@ -99,7 +141,7 @@ def test_einsum_of_a_batch_of_activations() -> None:
         ("ij,jk->ikx", ((3, 4), (4, 5)), "a dimension that no operand has"),
         ("ij,jk->ik", ((3, 4, 2), (4, 5)), "'ij' does not fit an operand of 3 dimensions"),
         ("i%,%k->ik", ((3, 4), (4, 5)), "'i%' is not a list of dimensions"),
-        ("ij->ji", ((3, 4), (4, 5)), "it has 2 operands"),
+        ("ij->ji", ((3, 4), (4, 5)), "it has 1 terms for 2 operands"),
     ],
 )
 def test_what_is_no_matrix_product_is_refused(

@@ -16,6 +16,7 @@ from microscale.functional.contraction import (
     addbmm,
     einsum,
     inner,
+    read_chain,
     read_dims,
     read_equation,
     tensordot,
@@ -160,6 +161,8 @@ def _einsum(scope: Scope, func: Any, equation: str, *operands: Any) -> Any:
     tensors = (
         operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
     )
+    if len(tensors) > 2:
+        return _chained(scope, func, equation, tensors)
     found = read_equation(equation, tensors)
     if isinstance(found, str):
         return scope.leave(func, equation, *tensors, reason=found)
@@ -168,6 +171,17 @@ def _einsum(scope: Scope, func: Any, equation: str, *operands: Any) -> Any:
     if reason := uncastable(left, right):
         return scope.leave(func, equation, left, right, reason=reason)
     return einsum(equation, left, right, policy=site.policy, name=site.name)
+
+
+def _chained(scope: Scope, func: Any, equation: str, tensors: Sequence[Tensor]) -> Any:
+    """Several operands, two at a time; each step is quantized or left for itself."""
+    steps = read_chain(equation, tensors)
+    if isinstance(steps, str):
+        return scope.leave(func, equation, *tensors, reason=steps)
+    total = tensors[0]
+    for step, x in zip(steps, tensors[1:], strict=True):
+        total = _einsum(scope, func, step, total, x)
+    return total
 
 
 def _addbmm(scope: Scope, func: Any, *args: Any, **kwargs: Any) -> Any:

@@ -141,22 +141,51 @@ def contract(
 
 def read_equation(equation: str, operands: Sequence[Tensor]) -> Subscripts | str:
     """The subscripts of an einsum, or why it is no product of two matrices."""
+    if len(operands) != 2:
+        return f"it has {len(operands)} operands; products of two are quantized"
+    found = _letters_of(equation, operands)
+    if isinstance(found, str):
+        return found
+    (left, right), result = found
+    return _checked(Subscripts(left, right, result))
+
+
+def read_chain(equation: str, operands: Sequence[Tensor]) -> list[str] | str:
+    """The equations of two operands that make an einsum of several, from left to right, or why not.
+
+    The first takes the first two operands, each other one the result so far and the next operand.
+    """
+    found = _letters_of(equation, operands)
+    if isinstance(found, str):
+        return found
+    (done, *terms), result = found
+    steps = []
+    for place, term in enumerate(terms, start=1):
+        needed = set(result).union(*terms[place:])
+        kept = "".join(dict.fromkeys(c for c in done + term if c in needed))
+        made = result if place == len(terms) else kept
+        steps.append(f"{done},{term}->{made}")
+        done = made
+    return steps
+
+
+def _letters_of(equation: str, operands: Sequence[Tensor]) -> tuple[list[str], str] | str:
+    """The letters of each operand and of the result, or what is wrong with them."""
     inputs, arrow, result = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
-    if len(operands) != 2 or len(terms) != 2:
-        return f"it has {len(operands)} operands; products of two are quantized"
+    if len(terms) != len(operands):
+        return f"it has {len(terms)} terms for {len(operands)} operands"
     if bad := _malformed(terms, operands):
         return bad
     free = [c for c in _LETTERS if c not in equation]
     hidden = [x.dim() - len(t.replace("...", "")) for t, x in zip(terms, operands, strict=True)]
     dots = "".join(free[: max(hidden)])
-    left, right = (
-        t.replace("...", dots[len(dots) - n :]) for t, n in zip(terms, hidden, strict=True)
-    )
+    terms = [t.replace("...", dots[len(dots) - n :]) for t, n in zip(terms, hidden, strict=True)]
+    joined = "".join(terms)
     if not arrow:
-        once = (c for c in sorted(set(left + right) - set(dots)) if (left + right).count(c) == 1)
+        once = (c for c in sorted(set(joined) - set(dots)) if joined.count(c) == 1)
         result = "..." + "".join(once)
-    return _checked(Subscripts(left, right, result.replace("...", dots)))
+    return terms, result.replace("...", dots)
 
 
 def read_dims(
