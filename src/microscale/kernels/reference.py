@@ -68,12 +68,17 @@ def quantize(x: Tensor, plan: Plan, seed: Tensor | None = None) -> Stored:
     if x.numel() == 0:
         return _storage_of_nothing(x, plan)
     blocks, scales = scale(split(widen(x, fmt), plan), plan)
-    values = rounded(blocks, scales, plan, random_like(x, plan, seed))
+    return store(rounded(blocks, scales, plan, random_like(x, plan, seed)), scales, shape, plan)
+
+
+def store(values: Tensor, scales: Scales, shape: tuple[int, ...], plan: Plan) -> Stored:
+    """Packed codes and stored scales of split blocks whose `values` are on the element's grid."""
+    fmt = plan.format
     codes = merge(encode(values, fmt.element), shape, plan)
     stored = encode_scale(scales.block, fmt.scale)
     if isinstance(fmt.block, int):
         stored = stored.squeeze(plan.axis + 1)
-    outer = x.new_empty(0) if scales.tensor is None else scales.tensor.reshape(1)
+    outer = values.new_empty(0) if scales.tensor is None else scales.tensor.reshape(1)
     packed = pack(codes.movedim(plan.axis, -1), fmt.element.bits, fmt.padding)
     return packed, stored.movedim(plan.axis, -1).contiguous(), outer.float()
 
@@ -167,8 +172,11 @@ def _shared(blocks: Tensor, plan: Plan) -> tuple[int, ...]:
 # ---------------------------------------------------------------- scale
 
 
-def scale(blocks: Tensor, plan: Plan) -> tuple[Tensor, Scales]:
-    """The shared scale of every block, and the blocks after flushing."""
+def scale(blocks: Tensor, plan: Plan, outer: Tensor | None = None) -> tuple[Tensor, Scales]:
+    """The shared scale of every block, and the blocks after flushing.
+
+    `outer` is a tensor scale that was settled before, for blocks that are a part of a tensor.
+    """
     options = plan.options
     if options.flush_subnormals is FlushSubnormals.ELEMENT:
         blocks = torch.where(blocks.abs() < SMALLEST_NORMAL, blocks * 0.0, blocks)
@@ -184,7 +192,7 @@ def scale(blocks: Tensor, plan: Plan) -> tuple[Tensor, Scales]:
     if plan.format.scale.is_power_of_two:
         block = power_scale(amax, blocks, plan)
         return blocks, Scales(block.masked_fill(poisoned, math.nan), None)
-    outer = tensor_scale(amax, plan.format)
+    outer = tensor_scale(amax, plan.format) if outer is None else outer
     block = _real_scale(amax, blocks, outer, plan)
     if options.nonfinite is Nonfinite.ELEMENT:
         # An infinity beside a scale that underflowed to zero would vanish: make it NaN instead.

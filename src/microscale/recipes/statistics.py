@@ -1,0 +1,93 @@
+"""What a solver knows of the data: sums of products of the inputs of one layer.
+
+X is what the layer's product is given in the float network, X~ in the partly quantized one (cast
+as the product casts it), both [samples, K] as the GEMM sees them. Of any number of samples there
+remain three K x K matrices:
+
+    H = X~^T X~        G = X~^T X        F = X^T X
+
+H and G are all that the solvers need (arXiv 2505.11695; GPFQ, arXiv 2201.11113, in the matrix form
+of Brevitas); F alone tells how large the error ||X W - X~ Q||^2 is, which costs no more than what
+the symmetry of H saves. Products of one batch are in the type of the activations, at least float32,
+and are summed in float64.
+
+Range: float32 products of a batch err by about 1e-7 of the largest entries, which the damping of
+the inverses (1e-6 of the diagonal's mean and more) covers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from microscale.errors import MicroscaleError
+
+_TILE = 1024
+"""From two tiles on, only tiles below the diagonal of a symmetric product are computed."""
+
+
+@dataclass(slots=True, eq=False)
+class Statistics:
+    """H, G and F [groups, K, K] in float64, summed over `rows` samples."""
+
+    H: Tensor
+    G: Tensor
+    F: Tensor
+    rows: int = 0
+
+    @classmethod
+    def empty(cls, groups: int, width: int, device: torch.device | None = None) -> "Statistics":
+        """Sums over no sample."""
+        shape = groups, width, width
+        H, G, F = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(3))
+        return cls(H, G, F)
+
+    def add(self, quantized: Tensor, wide: Tensor) -> None:
+        """Add samples X~ and X, both [groups, samples, K] and in the same order.
+
+        Raises MicroscaleError if a value is not finite.
+        """
+        for what, x in (("the quantized", quantized), ("the float", wide)):
+            if not x.isfinite().all():
+                bad = int((~x.isfinite()).sum())
+                raise MicroscaleError(
+                    f"{bad} of {x.numel()} values that reach the layer in {what} network are NaN "
+                    "or infinite"
+                )
+        dtype = torch.promote_types(torch.promote_types(quantized.dtype, wide.dtype), torch.float32)
+        quantized, wide = quantized.to(dtype), wide.to(dtype)
+        _add_square(self.H, quantized)
+        _add_square(self.F, wide)
+        self.G += quantized.mT @ wide
+        self.rows += quantized.shape[1]
+
+    def reduce(self) -> None:
+        """Sum over the processes of torch.distributed, if there are several."""
+        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+            return
+        rows = torch.tensor(self.rows, device=self.H.device)
+        for part in (self.H, self.G, self.F, rows):
+            torch.distributed.all_reduce(part)
+        self.rows = int(rows)
+
+    def error(self, weight: Tensor, values: Tensor) -> float:
+        """||X W - X~ Q||^2 / ||X W||^2 for W and Q [groups, K, N]; 0 where both are zero."""
+        w, q = weight.double(), values.double()
+        own = float((w * (self.F @ w)).sum())
+        rest = float((q * (self.H @ q - 2 * (self.G @ w))).sum())
+        return max(own + rest, 0.0) / own if own else float(own + rest > 0)
+
+
+def _add_square(total: Tensor, x: Tensor) -> None:
+    """Add x^T x, whose upper tiles are the transposed lower ones."""
+    width = x.shape[-1]
+    if width < 2 * _TILE:
+        total += x.mT @ x
+        return
+    for start in range(0, width, _TILE):
+        columns = slice(start, start + _TILE)
+        tile = x[..., start:].mT @ x[..., columns]
+        total[..., start:, columns] += tile
+        below = tile[..., _TILE:, :]
+        total[..., columns, start + _TILE :] += below.mT
