@@ -7,6 +7,7 @@ from torch import Tensor
 from microscale.functional.product import cast_pair, cast_right, note_product, plain, unfit
 from microscale.functional.vector import deliver
 from microscale.policy import Policy
+from microscale.watch import tell_product
 from microscale.weights import cast_operand
 
 
@@ -34,6 +35,7 @@ def linear(
     note_product(name, "linear", (input, operands.input), (weight, operands.weight))
     with plain():
         left = cast_operand(input, operands.input, -1)
+        tell_product("matrix", input, left, weight, operands.weight, -1)
         return deliver(F.linear(left, cast_right(weight, operands.weight, -1), bias), policy)
 
 

@@ -43,6 +43,12 @@ class Statistics:
         H, G, F = (torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(3))
         return cls(H, G, F)
 
+    @classmethod
+    def alike(cls, groups: int, width: int, device: torch.device | None = None) -> "Statistics":
+        """What says that all inputs are alike and have nothing to do with each other."""
+        one = torch.eye(width, dtype=torch.float64, device=device).expand(groups, -1, -1)
+        return cls(one, one, one)
+
     def add(self, quantized: Tensor, wide: Tensor) -> None:
         """Add samples X~ and X, both [groups, samples, K] and in the same order.
 
@@ -71,12 +77,16 @@ class Statistics:
             torch.distributed.all_reduce(part)
         self.rows = int(rows)
 
-    def error(self, weight: Tensor, values: Tensor) -> float:
-        """||X W - X~ Q||^2 / ||X W||^2 for W and Q [groups, K, N]; 0 where both are zero."""
+    def energy(self, weight: Tensor) -> float:
+        """||X W||^2 for W [groups, K, N]."""
+        w = weight.double()
+        return float((w * (self.F @ w)).sum())
+
+    def lost(self, weight: Tensor, values: Tensor) -> float:
+        """||X W - X~ Q||^2 for W and Q [groups, K, N]."""
         w, q = weight.double(), values.double()
-        own = float((w * (self.F @ w)).sum())
         rest = float((q * (self.H @ q - 2 * (self.G @ w))).sum())
-        return max(own + rest, 0.0) / own if own else float(own + rest > 0)
+        return max(self.energy(weight) + rest, 0.0)
 
 
 def _add_square(total: Tensor, x: Tensor) -> None:

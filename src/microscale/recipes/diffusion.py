@@ -1,0 +1,104 @@
+"""`error_diffusion`: a model's weights rounded with calibration data, in one pass, in place."""
+
+from collections.abc import Iterable
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import nn
+
+from microscale.convert import convert, revert
+from microscale.errors import MicroscaleError
+from microscale.policy import Policy
+from microscale.recipes.batch import Batch, read
+from microscale.recipes.calibration import Calibration
+from microscale.recipes.grid import Search
+from microscale.recipes.solve import Method, Settle, Solver
+from microscale.recipes.walk import Report, Walk
+
+CACHE_BYTES = 2**30
+
+
+def error_diffusion(
+    model: nn.Module,
+    policy: Policy | str,
+    batches: Iterable[Batch],
+    *,
+    method: Method = "error_diffusion",
+    scales: Search = "rule",
+    settle: Settle = "entered",
+    order: bool = False,
+    damping: float | None = None,
+    cache_bytes: int = CACHE_BYTES,
+    cache_folder: Path | None = None,
+    report: Report = lambda *_: None,
+) -> Calibration:
+    """Convert a model, its weights rounded so that each layer's outputs err least on the data.
+
+    Args:
+        model: any module; changed in place as `convert` does, its weights replaced by packed ones.
+        policy: or its spelling.
+        batches: what the model is called with: tensors, tuples of arguments, dictionaries of named
+            ones, or functions of the model. They are run many times.
+        method: "error_diffusion", "gptq", "qronos" or "rtn"; see `microscale.recipes.solve`.
+        scales: "rule" of the format, or searched for the least squared error ("mse").
+        settle: whether a block's scale is settled when its turn comes ("entered") or before.
+        order: whether inputs go by falling energy, block by block.
+        damping: of inverses; None: the method's own.
+        cache_bytes: memory for outputs of finished blocks; what is beyond goes to disk.
+        cache_folder: where to; None: the system's temporary folder.
+        report: called with what runs, the batches done, and how many there are.
+
+    Returns:
+        What was done to each weight, and which weights no data reached.
+
+    Raises:
+        MicroscaleError: bad data, a policy that cannot be carried out. The model is then as it
+            was, except for weights of blocks that were finished before.
+    """
+    solver = Solver(method, settle, order, damping)
+    if scales not in ("rule", "mse"):
+        raise MicroscaleError(f"scales {scales!r} is not known; write 'rule' or 'mse'.")
+    kept = read(batches)
+    conversion = convert(model, policy, verbose=False)
+    walk = Walk(model, kept, solver, scales, cache_bytes, cache_folder, report)
+    with _evaluating(model), _undone(walk):
+        for stage in _ready(walk):
+            walk.stage(stage)
+    unreached = {
+        name: walk.trace.unsolvable.get(name, "no product of the calibration data uses it")
+        for name in walk.places.expected
+        if name not in walk.solved
+    }
+    return Calibration(conversion, method, tuple(walk.outcomes), unreached)
+
+
+def _ready(walk: Walk):
+    stages = walk.explore()
+    walk.tables()
+    return stages
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while, each module's own afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _undone(walk: Walk) -> Iterator[None]:
+    """Take back what was done if it cannot be finished."""
+    try:
+        yield
+    except BaseException:
+        walk.restore()
+        revert(walk.model)
+        raise
+    finally:
+        walk.close()
