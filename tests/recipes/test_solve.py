@@ -273,5 +273,33 @@ def test_options_that_are_not_known_are_refused() -> None:
         Solver("gptp")  # type: ignore[arg-type]
     with pytest.raises(MicroscaleError, match="'later'"):
         Solver("gptq", "later")  # type: ignore[arg-type]
+    with pytest.raises(MicroscaleError, match="sweeps -1"):
+        Solver("gptq", sweeps=-1)
     with pytest.raises(MicroscaleError, match="damping -1"):
         Solver("gptq", damping=-1)
+
+
+@pytest.mark.parametrize("spelling", FORMATS)
+@pytest.mark.parametrize("method", CALIBRATED)
+def test_sweeps_never_raise_the_error(method: Method, spelling: str) -> None:
+    W, _, _, statistics = problem()
+    grid, runs = Grid.of(W, Operand(get_block_format(spelling))), segments(spelling, 80)
+    errors = [
+        error(statistics, W, solve(W, statistics, grid, runs, Solver(method, sweeps=n)).values)
+        for n in range(4)
+    ]
+    assert all(b <= a * (1 + 1e-9) for a, b in zip(errors, errors[1:], strict=False))
+    assert errors[-1] < errors[0]
+
+
+def test_a_sweep_leaves_each_column_best_where_nothing_changes_any_more() -> None:
+    W, _, _, statistics = problem(columns=16, outputs=4)
+    grid = Grid.of(W, Operand("mxfp4"))
+    found = solve(W, statistics, grid, [16], Solver("gptq", sweeps=100))
+    least = statistics.lost(W, found.values)
+    for t in range(16):
+        for code in (-6.0, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6):
+            for n in range(4):
+                other = found.elements.clone()
+                other[0, t, n] = code
+                assert statistics.lost(W, other * found.scales) >= least * (1 - 1e-9)

@@ -29,6 +29,7 @@ def error_diffusion(
     settle: Settle = "entered",
     order: bool = False,
     damping: float | None = None,
+    sweeps: int = 0,
     cache_bytes: int = CACHE_BYTES,
     cache_folder: Path | None = None,
     report: Report = lambda *_: None,
@@ -45,6 +46,7 @@ def error_diffusion(
         settle: whether a block's scale is settled when its turn comes ("entered") or before.
         order: whether inputs go by falling energy, block by block.
         damping: of inverses; None: the method's own.
+        sweeps: how often the columns of a solved weight are gone over again.
         cache_bytes: memory for outputs of finished blocks; what is beyond goes to disk.
         cache_folder: where to; None: the system's temporary folder.
         report: called with what runs, the batches done, and how many there are.
@@ -56,7 +58,7 @@ def error_diffusion(
         MicroscaleError: bad data, a policy that cannot be carried out. The model is then as it
             was, except for weights of blocks that were finished before.
     """
-    solver = Solver(method, settle, order, damping)
+    solver = Solver(method, settle, order, damping, sweeps)
     if scales not in ("rule", "mse"):
         raise MicroscaleError(f"scales {scales!r} is not known; write 'rule' or 'mse'.")
     kept = read(batches)
