@@ -102,7 +102,7 @@ def test_nearest_is_direct_cast(name: str, policy: str) -> None:
     model, data = make(), draw()
     expected = copy.deepcopy(model)
     convert(expected, policy, verbose=False)
-    error_diffusion(model, policy, data, method="rtn")
+    error_diffusion(model, policy, data, method="rtn", scales="rule")
     # Decoded weights lie otherwise in memory, so that convolutions add in another order.
     torch.testing.assert_close(outputs(model, data), outputs(expected, data))
 
@@ -264,7 +264,7 @@ def test_inputs_that_are_always_zero_are_counted() -> None:
     x = torch.randn(200, 64)
     x[:, 3], x[:, 40:] = 0, 0
     weight = model[0].weight.detach().clone()
-    report = error_diffusion(model, "mxfp4", [x], settle="original")
+    report = error_diffusion(model, "mxfp4", [x], settle="original", scales="rule")
     assert report.outcomes[0].notes == ("25 inputs always zero",)
     solved = model[0].weight.dequantize()
     assert torch.equal(solved[:, 40:], cast(weight, "mxfp4")[:, 40:])
@@ -343,3 +343,66 @@ def test_a_function_may_run_the_model() -> None:
     error_diffusion(plain, "mxfp4", [x])
     error_diffusion(called, "mxfp4", [lambda model: model(x)])
     assert torch.equal(outputs(plain, [x]), outputs(called, [x]))
+
+
+class Killed(BaseException):
+    """Stands for the end of a process."""
+
+
+def killed_after(batches: int) -> Callable[[str, int, int], None]:
+    calls = iter(range(batches))
+
+    def report(*_: object) -> None:
+        if next(calls, None) is None:
+            raise Killed
+
+    return report
+
+
+def stored(model: nn.Module, path: Any) -> bytes:
+    save(model, path)
+    return bytes(path.read_bytes())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("batches", [0, 4, 7])
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+    name: str, batches: int, tmp_path: Any
+) -> None:
+    make, draw = MODELS[name]
+    model, data = make(), draw()
+    killed, again = copy.deepcopy(model), copy.deepcopy(model)
+    options: dict[str, Any] = {"method": "qronos", "scales": "mse"}
+    whole = error_diffusion(model, "mxfp4", data, **options)
+    folder = tmp_path / "progress"
+    with pytest.raises(Killed):
+        error_diffusion(
+            killed, "mxfp4", data, progress=folder, report=killed_after(batches), **options
+        )
+    assert (folder / "run.json").is_file()
+    seen: list[str] = []
+    resumed = error_diffusion(
+        again, "mxfp4", data, progress=folder, report=lambda w, *_: seen.append(w), **options
+    )
+    assert not folder.exists()
+    assert len(seen) < len(data) * len(whole.outcomes) or batches < 3
+    assert stored(again, tmp_path / "a.safetensors") == stored(model, tmp_path / "b.safetensors")
+    assert resumed.to_dict() == whole.to_dict()
+
+
+def test_progress_of_another_run_is_refused(tmp_path: Any) -> None:
+    model, data = perceptron(), [torch.randn(64, 64)]
+    killed = copy.deepcopy(model)
+    with pytest.raises(Killed):
+        error_diffusion(killed, "mxfp4", data, progress=tmp_path, report=killed_after(1))
+    kept = sorted(tmp_path.iterdir())
+    for changed in (
+        {"policy": "mxfp6_e2m3"},
+        {"batches": [data[0] + 1]},
+        {"scales": "rule"},
+        {"model": perceptron()},
+    ):
+        arguments: dict[str, Any] = {"model": model, "policy": "mxfp4", "batches": data} | changed
+        with pytest.raises(MicroscaleError, match="the progress of another run"):
+            error_diffusion(**arguments, progress=tmp_path)
+    assert sorted(tmp_path.iterdir()) == kept

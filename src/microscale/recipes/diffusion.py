@@ -1,8 +1,8 @@
 """`error_diffusion`: a model's weights rounded with calibration data, in one pass, in place."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -13,6 +13,8 @@ from microscale.policy import Policy
 from microscale.recipes.batch import Batch, read
 from microscale.recipes.calibration import Calibration
 from microscale.recipes.grid import Search
+from microscale.recipes.parallel import all_agree, rank, world
+from microscale.recipes.progress import Progress, digest
 from microscale.recipes.solve import Method, Settle, Solver
 from microscale.recipes.walk import Report, Walk
 
@@ -25,13 +27,14 @@ def error_diffusion(
     batches: Iterable[Batch],
     *,
     method: Method = "error_diffusion",
-    scales: Search = "rule",
+    scales: Search = "mse",
     settle: Settle = "entered",
     order: bool = False,
     damping: float | None = None,
-    sweeps: int = 0,
+    sweeps: int | None = None,
     cache_bytes: int = CACHE_BYTES,
     cache_folder: Path | None = None,
+    progress: Path | None = None,
     report: Report = lambda *_: None,
 ) -> Calibration:
     """Convert a model, its weights rounded so that each layer's outputs err least on the data.
@@ -42,17 +45,23 @@ def error_diffusion(
         batches: what the model is called with: tensors, tuples of arguments, dictionaries of named
             ones, or functions of the model. They are run many times.
         method: "error_diffusion", "gptq", "qronos" or "rtn"; see `microscale.recipes.solve`.
-        scales: "rule" of the format, or searched for the least squared error ("mse").
+        scales: searched for the least squared error ("mse"), or by the format's "rule".
         settle: whether a block's scale is settled when its turn comes ("entered") or before.
         order: whether inputs go by falling energy, block by block.
         damping: of inverses; None: the method's own.
-        sweeps: how often the columns of a solved weight are gone over again.
+        sweeps: how often the columns of a solved weight are gone over again;
+            None: 4 for error_diffusion, else 0.
         cache_bytes: memory for outputs of finished blocks; what is beyond goes to disk.
         cache_folder: where to; None: the system's temporary folder.
+        progress: a folder for the weights solved so far: the same call, after this one was killed,
+            goes on where it was and ends with the same bits. Emptied at the end.
         report: called with what runs, the batches done, and how many there are.
 
     Returns:
         What was done to each weight, and which weights no data reached.
+
+    Under torch.distributed every process is given its own share of the data, and all of them solve
+    the same weights from the sums of all. They must agree on which weights the data reaches.
 
     Raises:
         MicroscaleError: bad data, a policy that cannot be carried out. The model is then as it
@@ -62,23 +71,47 @@ def error_diffusion(
     if scales not in ("rule", "mse"):
         raise MicroscaleError(f"scales {scales!r} is not known; write 'rule' or 'mse'.")
     kept = read(batches)
+    settings = Policy.parse(policy) if isinstance(policy, str) else policy, solver, scales, world()
+    run = digest(model, kept, settings) if progress is not None else ""
     conversion = convert(model, policy, verbose=False)
     walk = Walk(model, kept, solver, scales, cache_bytes, cache_folder, report)
     with _evaluating(model), _undone(walk):
-        for stage in _ready(walk):
-            walk.stage(stage)
+        units = _units(walk)
+        done = None if progress is None else Progress(progress, run, writes=rank() == 0)
+        for number, unit in enumerate(units):
+            _carry_out(walk, unit, number, done)
+        if done is not None:
+            done.remove()
     unreached = {
         name: walk.trace.unsolvable.get(name, "no product of the calibration data uses it")
         for name in walk.places.expected
-        if name not in walk.solved
+        if name not in walk.known
     }
     return Calibration(conversion, method, tuple(walk.outcomes), unreached)
 
 
-def _ready(walk: Walk):
+Unit = tuple[Callable[[], None], Callable[[dict[str, nn.Parameter]], None]]
+"""What solves some weights, and what puts them in place where they were solved before."""
+
+
+def _units(walk: Walk) -> list[Unit]:
     stages = walk.explore()
-    walk.tables()
-    return stages
+    tables: Unit = (walk.tables, partial(walk.skip, None))
+    return [tables, *((partial(walk.stage, s), partial(walk.skip, s)) for s in stages)]
+
+
+def _carry_out(walk: Walk, unit: Unit, number: int, progress: Progress | None) -> None:
+    solve, skip = unit
+    if progress is not None and all_agree(progress.has(number)):
+        parameters, outcomes = progress.read(number)
+        skip(parameters)
+        walk.outcomes.extend(outcomes)
+        return
+    known, count = set(walk.known), len(walk.outcomes)
+    solve()
+    if progress is not None:
+        new = {name: walk.places.parameter(name) for name in walk.known if name not in known}
+        progress.write(number, new, walk.outcomes[count:])
 
 
 @contextmanager

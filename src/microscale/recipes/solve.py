@@ -54,6 +54,11 @@ DAMPING = {"gptq": 0.01, "qronos": 1e-4}
 """What is added to the diagonal of H before it is inverted, in units of its mean."""
 
 
+SWEEPS = {"error_diffusion": 4}
+"""How often columns are gone over again unless said otherwise: the other methods are as published,
+error diffusion is what this library recommends (docs/log.md has what was measured)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Solver:
     """How weights are rounded.
@@ -63,14 +68,14 @@ class Solver:
         settle: when scales are settled.
         order: whether blocks, and the columns in each, go by falling diagonal of H.
         damping: of inverses, in units of the mean of H's diagonal; None: the method's own.
-        sweeps: how often all columns are gone over again.
+        sweeps: how often all columns are gone over again; None: the method's own.
     """
 
     method: Method = "error_diffusion"
     settle: Settle = "entered"
     order: bool = False
     damping: float | None = None
-    sweeps: int = 0
+    sweeps: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not known."""
@@ -84,7 +89,9 @@ class Solver:
             )
         if self.damping is not None and not 0 <= self.damping < 1e6:
             raise MicroscaleError(f"damping {self.damping!r} is not a number from 0 on.")
-        if self.sweeps < 0:
+        if self.sweeps is None:
+            object.__setattr__(self, "sweeps", SWEEPS.get(self.method, 0))
+        elif self.sweeps < 0:
             raise MicroscaleError(f"sweeps {self.sweeps!r} is not a number from 0 on.")
 
 

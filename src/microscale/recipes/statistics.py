@@ -18,10 +18,10 @@ the inverses (1e-6 of the diagonal's mean and more) covers.
 from dataclasses import dataclass
 
 import torch
-import torch.distributed
 from torch import Tensor
 
 from microscale.errors import MicroscaleError
+from microscale.recipes.parallel import add_up
 
 _TILE = 1024
 """From two tiles on, only tiles below the diagonal of a symmetric product are computed."""
@@ -70,12 +70,9 @@ class Statistics:
 
     def reduce(self) -> None:
         """Sum over the processes of torch.distributed, if there are several."""
-        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-            return
-        rows = torch.tensor(self.rows, device=self.H.device)
-        for part in (self.H, self.G, self.F, rows):
-            torch.distributed.all_reduce(part)
-        self.rows = int(rows)
+        for part in (self.H, self.G, self.F):
+            add_up(part)
+        self.rows = int(add_up(torch.tensor(self.rows, device=self.H.device)))
 
     def energy(self, weight: Tensor) -> float:
         """||X W||^2 for W [groups, K, N]."""

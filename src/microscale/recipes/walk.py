@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +24,14 @@ from microscale.recipes.batch import Batch, mask_of, run
 from microscale.recipes.calibration import Outcome
 from microscale.recipes.grid import Grid, Search
 from microscale.recipes.packing import Places, Solved
+from microscale.recipes.parallel import all_agree, check_alike
 from microscale.recipes.part import Parameters, Part, masked
 from microscale.recipes.shelf import Shelf
 from microscale.recipes.solve import Solution, Solver, solve
 from microscale.recipes.stacks import Stacks, Stopped
 from microscale.recipes.statistics import Statistics
 from microscale.recipes.trace import Stage, Trace
+from microscale.tensor import BlockTensor
 from microscale.watch import Product, watching_products
 from microscale.weights import forget, uncast
 
@@ -54,7 +55,8 @@ class Walk:
     trace: Trace = field(init=False)
     stacks: Stacks = field(init=False)
     originals: dict[str, nn.Parameter] = field(default_factory=dict)
-    solved: dict[str, nn.Parameter] = field(default_factory=dict)
+    known: dict[str, nn.Parameter] = field(default_factory=dict)
+    """The solved weights by name."""
 
     def __post_init__(self) -> None:
         """Look at the model, without running it."""
@@ -71,6 +73,7 @@ class Walk:
                 with found or nullcontext(), _refusals(number):
                     run(self.model, batch)
         self.trace.end()
+        check_alike([repr(stage.parameters) for stage in self.trace.stages()])
         with torch.no_grad(), uncast():
             self.stacks.verify(lambda: run(self.model, self.batches[0]))
         return self.trace.stages()
@@ -99,9 +102,10 @@ class Walk:
         for name in stage.parameters:
             self._solve(name, stage, statistics, notes)
 
-    def skip(self, stage: Stage, parameters: dict[str, nn.Parameter]) -> None:
+    def skip(self, stage: Stage | None, parameters: dict[str, nn.Parameter]) -> None:
         """Put weights in place that were solved before."""
-        self._advance(stage)
+        if stage is not None:
+            self._advance(stage)
         for name, parameter in parameters.items():
             self._replace(name, parameter)
 
@@ -156,7 +160,7 @@ class Walk:
             for shared in stage.inputs:
                 part = shared[0]
                 agree &= _add(sums[part], quantized[part], wide[part], part, number)
-        if not _all_agree(agree):
+        if not all_agree(agree):
             return None
         for one in sums.values():
             one.reduce()
@@ -206,7 +210,7 @@ class Walk:
             yield
         finally:
             for name in self.originals:
-                self.places.put(name, self.solved[name])
+                self.places.put(name, self.known[name])
 
     def _device(self, part: Part) -> torch.device:
         return self.places.parameter(part.parameter).device
@@ -255,15 +259,13 @@ class Walk:
     def _replace(self, name: str, parameter: nn.Parameter) -> None:
         original = self.places.parameter(name)
         self.originals[name] = original
-        self.solved[name] = parameter
+        self.known[name] = parameter
         self.places.put(name, parameter)
         forget([original])
 
     def _note(
         self, name: str, method: str, rows: int, width: int, errors: list[float], notes: list[str]
     ) -> None:
-        from microscale.tensor import BlockTensor
-
         packed = isinstance(self.places.parameter(name), BlockTensor)
         said = notes if packed else [*notes, "stored as values"]
         self.outcomes.append(Outcome(name, method, rows, width, *errors, packed, tuple(said)))
@@ -302,16 +304,6 @@ def _add(
         except MicroscaleError as error:
             raise MicroscaleError(f"batch {number}, {part.parameter!r}: {error}.") from error
     return True
-
-
-def _all_agree(agree: bool) -> bool:
-    """Whether all processes agree."""
-    distributed: Any = torch.distributed
-    if not distributed.is_available() or not distributed.is_initialized():
-        return agree
-    count = torch.tensor(int(agree))
-    distributed.all_reduce(count, op=distributed.ReduceOp.MIN)
-    return bool(count)
 
 
 ENOUGH = 32
