@@ -217,9 +217,7 @@ def quantize(
             ".safetensors of inputs.",
         ),
     ],
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="A new folder for the packed model.")
-    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the packed model.")],
     fmt: Annotated[
         str | None,
         typer.Option("--format", metavar="FORMAT", help="A format or a weight/activation pair."),

@@ -287,7 +287,10 @@ def test_training_mode_and_hooks_survive() -> None:
         ([], "batches is empty"),
         (torch.randn(4, 64), r"batches is one tensor \(4, 64\)"),
         (3, "batches is a int"),
-        ([torch.randn(4, 64), torch.randn(4, 63)], r"batch 1 does not fit the model \(RuntimeError"),
+        (
+            [torch.randn(4, 64), torch.randn(4, 63)],
+            r"batch 1 does not fit the model \(RuntimeError",
+        ),
         ([torch.full((4, 64), float("nan"))], "batch 0: 256 of 256 values of tensor are NaN"),
         ([torch.randn(0, 64)], r"batch 0: tensor has shape \(0, 64\): no data"),
         ([{"wrong": torch.randn(4, 64)}], r"batch 0 does not fit the model \(TypeError"),

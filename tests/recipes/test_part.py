@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from microscale.convert import convert
 from microscale.policy import Policy
-from microscale.recipes.part import Part, Parameters, masked
+from microscale.recipes.part import Parameters, Part, masked
 from microscale.watch import Product, watching_products
 from microscale.weights import uncast
 

@@ -75,7 +75,7 @@ def error_diffusion(
     run = digest(model, kept, settings) if progress is not None else ""
     conversion = convert(model, policy, verbose=False)
     walk = Walk(model, kept, solver, scales, cache_bytes, cache_folder, report)
-    with _evaluating(model), _undone(walk):
+    with _evaluating(model), _one_expert_at_a_time(model), _undone(walk):
         units = _units(walk)
         done = None if progress is None else Progress(progress, run, writes=rank() == 0)
         for number, unit in enumerate(units):
@@ -124,6 +124,25 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _one_expert_at_a_time(model: nn.Module) -> Iterator[None]:
+    """Have fused experts of transformers run one by one, so that each one's inputs are seen."""
+    configs = [
+        module.config
+        for module in model.modules()
+        if hasattr(module, "is_transposed")
+        and hasattr(getattr(module, "config", None), "_experts_implementation")
+    ]
+    ways = [config._experts_implementation for config in configs]  # noqa: SLF001  (no other way)
+    for config in configs:
+        config._experts_implementation = "eager"  # noqa: SLF001
+    try:
+        yield
+    finally:
+        for config, way in zip(configs, ways, strict=True):
+            config._experts_implementation = way  # noqa: SLF001
 
 
 @contextmanager

@@ -140,7 +140,7 @@ def solve(
     leaves = list(_leaves(sizes))
     pass_.run(leaves)
     if solver.sweeps and solver.method != "rtn":
-        _Sweep(pass_, statistics, problem.dead).run(leaves, solver.sweeps)
+        _Sweep(pass_, statistics).run(leaves, solver.sweeps)
     parts = (pass_.elements, pass_.scales)
     if columns is not None:
         back = columns.argsort()
@@ -341,43 +341,54 @@ class _Pass:
 
 
 class _Sweep:
-    """Coordinate descent on elements, scales as they are; leaves bring the rest up to date.
+    """Coordinate descent on elements, scales as they are.
 
-    gap = G W - H q is kept for all columns: after a leaf, the others' are corrected by one GEMM.
+    gap = G W - H q is what is left to correct. It is brought up to date as the substitution is:
+    each half of the columns hears of the other's changes by one GEMM.
     """
 
-    def __init__(self, done: _Pass, statistics: Statistics, dead: Tensor) -> None:
-        self.done, self.H, self.dead = done, statistics.H, dead
+    def __init__(self, done: _Pass, statistics: Statistics) -> None:
+        self.done, self.H = done, statistics.H
         self.values = done.grid.decode(done.elements, done.scales).double()
         self.gap = statistics.G @ done.W - statistics.H @ self.values
+        self.change = torch.zeros_like(self.gap)
 
     def run(self, leaves: list[_Leaf], sweeps: int) -> None:
         """Go over all columns; stop when a sweep changes nothing."""
         for _ in range(sweeps):
-            before = self.done.elements.clone()
-            for leaf in leaves:
-                self._visit(slice(leaf.start, leaf.stop))
-            if torch.equal(before, self.done.elements):
+            self._over(leaves)
+            if not self.change.any():
                 return
 
+    def _over(self, leaves: list[_Leaf]) -> None:
+        if len(leaves) == 1:
+            self._visit(slice(leaves[0].start, leaves[0].stop))
+            return
+        half = len(leaves) // 2
+        first, second = _span(leaves[:half]), _span(leaves[half:])
+        self._over(leaves[:half])
+        self.gap[:, second] -= self.H[:, second, first] @ self.change[:, first]
+        self._over(leaves[half:])
+        self.gap[:, first] -= self.H[:, first, second] @ self.change[:, second]
+
     def _visit(self, span: slice) -> None:
-        H, grid = self.H[:, span, span], self.done.grid
+        H, grid, change = self.H[:, span, span], self.done.grid, self.change[:, span]
         diagonal = _diagonal(H)
-        old = self.values[:, span].clone()
-        gap = self.gap[:, span].clone()
         for i, t in enumerate(range(span.start, span.stop)):
             own = diagonal[:, i, None, None]
-            q = self.values[:, t : t + 1]
-            aim = q + gap[:, i : i + 1] / own.masked_fill(own == 0, 1.0)
+            q, element = self.values[:, t : t + 1], self.done.elements[:, t : t + 1]
+            gap = self.gap[:, t : t + 1]
+            if i:
+                gap = gap - H[:, i : i + 1, :i] @ change[:, :i]
             scale = self.done.scales[:, t : t + 1]
-            element = grid.round(aim, scale)
+            found = grid.round(q + gap / own.masked_fill(own == 0, 1.0), scale)
             # What was never seen stays as it was rounded.
-            element = torch.where(own == 0, self.done.elements[:, t : t + 1], element)
-            new = grid.decode(element, scale).double()
-            gap -= H[:, :, i : i + 1] * (new - q)
-            self.done.elements[:, t : t + 1] = element
-            self.values[:, t : t + 1] = new
-        self.gap -= self.H[:, :, span] @ (self.values[:, span] - old)
+            found = torch.where(own == 0, element, found)
+            new = grid.decode(found, scale).double()
+            change[:, i : i + 1] = new - q
+            element.copy_(found)
+            q.copy_(new)
+        self.gap[:, span] -= H @ change
 
 
 def _span(leaves: list[_Leaf]) -> slice:

@@ -78,7 +78,9 @@ def _text_batches(
     every = cut(language, text, Reading(length=length))
     limit = SAMPLES if setting.limit is None else setting.limit
     # Long windows say most, and equally long ones share a batch without padding.
-    longest = sorted(every, key=len, reverse=True)[: max(limit, sum(len(w) == length for w in every))]
+    longest = sorted(every, key=len, reverse=True)[
+        : max(limit, sum(len(w) == length for w in every))
+    ]
     chosen = sample(longest, limit, setting.seed)
     found: list[Batch] = [
         {"input_ids": torch.tensor([w.inputs for w in group], device=setting.device)}
