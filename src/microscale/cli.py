@@ -199,7 +199,7 @@ def inspect(
 
 
 @app.command()
-def quantize(
+def quantize(  # noqa: PLR0913  (its options)
     model: Annotated[
         str,
         typer.Argument(

@@ -1,11 +1,12 @@
 """Two processes with half the data each solve what one with all of it does."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
+import torch.multiprocessing as processes
 from torch import Tensor, nn
 
 from microscale.recipes.diffusion import error_diffusion
@@ -18,9 +19,8 @@ pytestmark = pytest.mark.skipif(
 
 def make() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)
-    )
+    sizes = ((64, 64), (64, 64), (64, 8))
+    return nn.Sequential(*(nn.Linear(*size) for size in sizes))
 
 
 def data() -> list[Tensor]:
@@ -45,7 +45,8 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_shares_add_up_to_the_whole(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
+    spawn: Any = processes.spawn  # type: ignore[attr-defined]
+    spawn(work, (str(tmp_path),), nprocs=2)
     alone = make()
     error_diffusion(alone, "mxfp4", data())
     (first, samples), (second, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))

@@ -63,13 +63,12 @@ CONVOLUTIONS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 @pytest.mark.parametrize("convolution", ["channels", "window"])
 def test_convolutions_are_products_of_matrices(name: str, convolution: str) -> None:
+    model: Any
     model, shape = CONVOLUTIONS[name]
     x = torch.randn(shape)
     ((part, told),) = seen(model, x, policy=Policy.of("mxfp4", "mxfp4", convolution=convolution))
-    with torch.no_grad():
-        expected = model(x) if len(shape) == model.weight.dim() else model(x).unsqueeze(0)
-        if convolution == "channels" or "transposed" in name:
-            assert part.run == part.channels
+    if convolution == "channels" or "transposed" in name:
+        assert part.run == part.channels
     with uncast(), torch.no_grad():
         expected = model(x)
     expected = expected if len(shape) == model.weight.dim() else expected.unsqueeze(0)
@@ -119,7 +118,7 @@ def test_products_written_as_operators() -> None:
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_recurrent_layers_show_every_step(kind: type[nn.RNNBase]) -> None:
+def test_recurrent_layers_show_every_step(kind: Any) -> None:
     found = seen(kind(4, 6, num_layers=2), torch.randn(5, 3, 4))
     names = [part.parameter for part, _ in found]
     assert names.count("weight_ih_l0") == names.count("weight_ih_l1") == 1

@@ -119,10 +119,9 @@ def test_arrays_are_cut_into_batches(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", a=np.arange(40.0).reshape(20, 2), b=np.arange(20))
     found, about = _array_batches(_read_arrays(tmp_path / "x.npz"), tmp_path / "x.npz", setting)
     assert about == "x.npz: 10 of 20 samples"
-    sizes = [len(batch["a"]) for batch in found]  # type: ignore[index]
-    assert sizes == [4, 4, 2]
-    for batch in found:
-        assert isinstance(batch, dict)
+    named: list[Any] = list(found)
+    assert [len(batch["a"]) for batch in named] == [4, 4, 2]
+    for batch in named:
         assert torch.equal(batch["a"][:, 0], 2.0 * batch["b"])
 
 

@@ -1,6 +1,7 @@
 """The blocked solvers against columns one by one, and what must hold of any of them."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -161,7 +162,7 @@ def test_groups_are_solved_apart(method: Method, order: bool) -> None:
         scale = torch.linspace(2, 1, 24)
         statistics = Statistics.empty(3, 24)
         statistics.add(quantized * scale, wide * scale)
-    grid = Grid.of(W, Operand("mxfp4"))
+    grid = Grid.of(W, Operand(get_block_format("mxfp4")))
     solver = Solver(method, order=order)
     together = solve(W, statistics, grid, [8, 8, 8], solver).values
     for i in range(3):
@@ -177,7 +178,7 @@ def test_groups_are_solved_apart(method: Method, order: bool) -> None:
 @pytest.mark.parametrize("method", CALIBRATED)
 def test_values_lie_on_the_grid_with_their_scales(method: Method) -> None:
     W, _, _, statistics = problem(columns=72)
-    grid = Grid.of(W, Operand("mxfp4"))
+    grid = Grid.of(W, Operand(get_block_format("mxfp4")))
     found = solve(W, statistics, grid, [32, 32, 8], Solver(method, order=True))
     codes = torch.tensor([0.0, 0.5, 1, 1.5, 2, 3, 4, 6])
     assert torch.isin(found.elements.abs(), codes).all()
@@ -192,7 +193,7 @@ def test_inputs_that_were_never_there_are_rounded_to_nearest(method: Method) -> 
     quantized[..., 5], quantized[..., 40:] = 0, 0
     statistics = Statistics.empty(1, 64)
     statistics.add(quantized, wide)
-    grid = Grid.of(W, Operand("mxfp4"))
+    grid = Grid.of(W, Operand(get_block_format("mxfp4")))
     found = solve(W, statistics, grid, [32, 32], Solver(method, settle="original"))
     nearest = solve(W, statistics, grid, [32, 32], Solver("rtn"))
     assert found.dead == 25
@@ -205,7 +206,7 @@ def test_inputs_that_were_never_there_are_rounded_to_nearest(method: Method) -> 
 def test_nothing_seen_is_nearest(method: Method) -> None:
     W = torch.randn(1, 40, 8)
     statistics = Statistics.empty(1, 40)
-    grid = Grid.of(W, Operand("nvfp4"), "mse")
+    grid = Grid.of(W, Operand(get_block_format("nvfp4")), "mse")
     found = solve(W, statistics, grid, [16, 16, 8], Solver(method))
     nearest = solve(W, statistics, grid, [16, 16, 8], Solver("rtn"))
     assert torch.equal(found.values, nearest.values)
@@ -219,7 +220,7 @@ def test_a_singular_matrix_is_damped_until_it_has_a_factor(
     W, quantized, wide, _ = problem(columns=64, samples=10)
     statistics = Statistics.empty(1, 64)
     statistics.add(quantized, wide)
-    grid = Grid.of(W, Operand("mxfp4"))
+    grid = Grid.of(W, Operand(get_block_format("mxfp4")))
     found = solve(W, statistics, grid, [32, 32], Solver(method, damping=damping))
     assert found.values.isfinite().all()
     if damping == 0 and method != "error_diffusion":
@@ -288,13 +289,13 @@ def test_sweeps_never_raise_the_error(method: Method, spelling: str) -> None:
         error(statistics, W, solve(W, statistics, grid, runs, Solver(method, sweeps=n)).values)
         for n in range(4)
     ]
-    assert all(b <= a * (1 + 1e-9) for a, b in zip(errors, errors[1:], strict=False))
+    assert all(b <= a * (1 + 1e-9) for a, b in pairwise(errors))
     assert errors[-1] < errors[0]
 
 
 def test_a_sweep_leaves_each_column_best_where_nothing_changes_any_more() -> None:
     W, _, _, statistics = problem(columns=16, outputs=4)
-    grid = Grid.of(W, Operand("mxfp4"))
+    grid = Grid.of(W, Operand(get_block_format("mxfp4")))
     found = solve(W, statistics, grid, [16], Solver("gptq", sweeps=100))
     least = statistics.lost(W, found.values)
     for t in range(16):

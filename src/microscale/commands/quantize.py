@@ -24,7 +24,7 @@ BESIDES = ("*.json", "*.model", "*.txt", "*.jinja")
 """Files of a model directory that are copied: configuration and tokenizer."""
 
 
-def run_quantize(
+def run_quantize(  # noqa: PLR0913  (the command's options)
     model: str,
     *,
     fmt: str | None,
@@ -69,10 +69,8 @@ def run_quantize(
             report=report,
         )
     out.mkdir(parents=True, exist_ok=True)
-    for pattern in BESIDES if found.folder is not None else ():
-        for path in sorted(found.folder.glob(pattern)) if found.folder else ():
-            if not path.name.endswith(".index.json"):
-                shutil.copyfile(path, out / path.name)
+    if found.folder is not None:
+        _copy_besides(found.folder, out)
     save(found.model, out / WEIGHTS)
     write_file(out / POLICY, chosen.to_toml())
     record = {"model": model, "data": found.about, "seed": seed, **calibration.to_dict()}
@@ -80,10 +78,17 @@ def run_quantize(
     terminal = console()
     terminal.print(str(calibration), markup=False)
     terminal.print(
-        f"{out / WEIGHTS}: {calibration.conversion.bits_per_weight:.3f} bits per weight, calibrated "
-        f"with {found.about}.",
+        f"{out / WEIGHTS}: {calibration.conversion.bits_per_weight:.3f} bits per weight, "
+        f"calibrated with {found.about}.",
         markup=False,
     )
+
+
+def _copy_besides(folder: Path, out: Path) -> None:
+    for pattern in BESIDES:
+        for path in sorted(folder.glob(pattern)):
+            if not path.name.endswith(".index.json"):
+                shutil.copyfile(path, out / path.name)
 
 
 def _policy(fmt: str | None, path: Path | None) -> Policy:

@@ -116,6 +116,7 @@ def _attend(
 def _project(inputs: Three, projections: Projections, policy: Policy, name: str) -> Three:
     query, key, value = inputs
     weight, operands = projections.weight, policy.forward
+    stored: tuple[Tensor, ...]
     if isinstance(weight, tuple):
         stored, weights = weight, [cast_right(w, operands.weight, -1) for w in weight]
     else:

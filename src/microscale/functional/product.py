@@ -44,8 +44,8 @@ def cast_pair(
     if is_weight(right) and not is_weight(left):
         tell_product("matrix", left, a, right, operands[1], axis)
     elif is_weight(left) and not is_weight(right):
-        turned = (x.mT if x.dim() > 1 else x for x in (right, b))
-        tell_product("matrix", *turned, left, operands[0], -1)
+        source, rows = (x.mT if x.dim() > 1 else x for x in (right, b))
+        tell_product("matrix", source, rows, left, operands[0], -1)
     return a, b
 
 

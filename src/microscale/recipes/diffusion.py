@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -33,7 +34,6 @@ def error_diffusion(
     damping: float | None = None,
     sweeps: int | None = None,
     cache_bytes: int = CACHE_BYTES,
-    cache_folder: Path | None = None,
     progress: Path | None = None,
     report: Report = lambda *_: None,
 ) -> Calibration:
@@ -51,8 +51,8 @@ def error_diffusion(
         damping: of inverses; None: the method's own.
         sweeps: how often the columns of a solved weight are gone over again;
             None: 4 for error_diffusion, else 0.
-        cache_bytes: memory for outputs of finished blocks; what is beyond goes to disk.
-        cache_folder: where to; None: the system's temporary folder.
+        cache_bytes: memory for outputs of finished blocks; what is beyond goes to disk, into the
+            temporary folder (TMPDIR).
         progress: a folder for the weights solved so far: the same call, after this one was killed,
             goes on where it was and ends with the same bits. Emptied at the end.
         report: called with what runs, the batches done, and how many there are.
@@ -74,7 +74,7 @@ def error_diffusion(
     settings = Policy.parse(policy) if isinstance(policy, str) else policy, solver, scales, world()
     run = digest(model, kept, settings) if progress is not None else ""
     conversion = convert(model, policy, verbose=False)
-    walk = Walk(model, kept, solver, scales, cache_bytes, cache_folder, report)
+    walk = Walk(model, kept, solver, scales, cache_bytes, report)
     with _evaluating(model), _one_expert_at_a_time(model), _undone(walk):
         units = _units(walk)
         done = None if progress is None else Progress(progress, run, writes=rank() == 0)
@@ -129,7 +129,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _one_expert_at_a_time(model: nn.Module) -> Iterator[None]:
     """Have fused experts of transformers run one by one, so that each one's inputs are seen."""
-    configs = [
+    configs: list[Any] = [
         module.config
         for module in model.modules()
         if hasattr(module, "is_transposed")

@@ -111,7 +111,8 @@ class Part:
         if self.kind == "windows":
             return left.transpose(0, 1).reshape(self.groups, -1, self.width)
         if self.kind == "convolution":
-            return self._ordered(cut_windows(self._batched(left), self.size, self.geometry)[0])  # type: ignore[arg-type]
+            geometry: Any = self.geometry
+            return self._ordered(cut_windows(self._batched(left), self.size, geometry)[0])
         if self.kind == "transposed convolution":
             return self._ordered(self._scattered(self._batched(left)).flip(-1))
         if self.groups > 1:
@@ -124,7 +125,8 @@ class Part:
     def _ordered(self, windows: Tensor) -> Tensor:
         """[groups, rows, kernel x channels] of windows [N, groups, places, channels x kernel]."""
         apart = windows.transpose(0, 1).unflatten(-1, (self.channels, -1))
-        return apart.transpose(-1, -2).reshape(self.groups, -1, self.width)
+        ordered: Tensor = apart.transpose(-1, -2).reshape(self.groups, -1, self.width)
+        return ordered
 
     def _scattered(self, x: Tensor) -> Tensor:
         """The windows of a transposed convolution, whose kernel comes out reversed.
@@ -150,7 +152,8 @@ class Part:
         shape = (1, self.channels, *kernel)
         windows, _ = cut_windows(F.pad(x, sides), shape, (1, 0, dilation, groups))
         # Turning channels x kernel around turns the channels too: they are turned here first.
-        return windows.unflatten(-1, (self.channels, -1)).flip(-2).flatten(-2)
+        turned: Tensor = windows.unflatten(-1, (self.channels, -1)).flip(-2).flatten(-2)
+        return turned
 
 
 def _each(size: Any, kernel: tuple[int, ...]) -> tuple[int, ...]:

@@ -14,10 +14,9 @@ Key = tuple[object, ...]
 class Shelf:
     """Keeps trees of tensors by key."""
 
-    def __init__(self, budget: int, folder: Path | None = None) -> None:
-        """Keep `budget` bytes in memory, the rest in a temporary folder (in `folder`)."""
+    def __init__(self, budget: int) -> None:
+        """Keep `budget` bytes in memory, the rest in a temporary folder."""
         self._budget = budget
-        self._place = folder
         self._kept: dict[Key, tuple[list[Any] | Path, Any]] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._count = 0
@@ -55,7 +54,7 @@ class Shelf:
 
     def _write(self, leaves: list[Any]) -> Path:
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="microscale-", dir=self._place)
+            self._folder = tempfile.TemporaryDirectory(prefix="microscale-")
         self._count += 1
         path = Path(self._folder.name) / str(self._count)
         torch.save(leaves, path)

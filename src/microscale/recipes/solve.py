@@ -22,9 +22,9 @@ The substitution is recursive: solve the first half, subtract its part L_21 c_1 
 half as one GEMM, solve that. So nearly all of the K^2 N multiplications are in large GEMMs; leaves
 are single blocks. The cost does not depend on the number of samples.
 
-`sweeps` go over the columns again afterwards: each is rounded anew to what is best for it beside all
-others as they now are, q_t = Q((aim_t - sum_{j != t} H_tj q_j) / H_tt) with aim = G W, which never
-raises the error (coordinate descent, as in QuantEase, arXiv 2309.01885). Scales stay.
+`sweeps` go over the columns again afterwards: each is rounded anew to what is best for it beside
+all others as they now are, q_t = Q((aim_t - sum_{j != t} H_tj q_j) / H_tt) with aim = G W, which
+never raises the error (coordinate descent, as in QuantEase, arXiv 2309.01885). Scales stay.
 
 Everything is in float64: the GEMMs take twice the time of float32, and a layer is solved once.
 """
@@ -50,7 +50,7 @@ original ones."""
 LEAF = 32
 """Columns that are rounded one by one between GEMMs, where a block has more."""
 
-DAMPING = {"gptq": 0.01, "qronos": 1e-4}
+DAMPING = {"gptq": 0.01, "qronos": 0.01}
 """What is added to the diagonal of H before it is inverted, in units of its mean."""
 
 
@@ -141,11 +141,10 @@ def solve(
     pass_.run(leaves)
     if solver.sweeps and solver.method != "rtn":
         _Sweep(pass_, statistics).run(leaves, solver.sweeps)
-    parts = (pass_.elements, pass_.scales)
+    elements, scales = pass_.elements, pass_.scales
     if columns is not None:
         back = columns.argsort()
-        parts = tuple(part[:, back] for part in parts)
-    elements, scales = parts
+        elements, scales = elements[:, back], scales[:, back]
     values = grid.decode(elements, scales)
     return Solution(elements, scales, values, problem.damping, int(problem.dead.sum()))
 
@@ -253,7 +252,8 @@ def _unit_lower(factor: Tensor) -> Tensor:
     """(U / diag U)^T without its diagonal; U = R^-1 is the upper Cholesky factor of (H + d)^-1."""
     identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
     U = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=True)
-    return (U / _diagonal(U).unsqueeze(-1)).mT.tril(-1)
+    lower: Tensor = (U / _diagonal(U).unsqueeze(-1)).mT.tril(-1)
+    return lower
 
 
 # ---------------------------------------------------------------- the substitution

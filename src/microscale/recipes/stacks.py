@@ -99,12 +99,7 @@ class Stacks:
     def verify(self, call: Callable[[], Any]) -> None:
         """Keep the stacks whose finished blocks may stand still; `call` runs the first batch."""
         for stack in list(self.stacks):
-            outputs: list[Any] = []
-            with ExitStack() as hooks:
-                for block in stack.blocks:
-                    hook = block.register_forward_hook(lambda _, __, out: outputs.append(out))
-                    hooks.callback(hook.remove)
-                expected = call()
+            outputs, expected = _recorded(stack.blocks, call)
             if not self._holds(stack, outputs, expected, call):
                 self.stacks.remove(stack)
             stack.done = 0
@@ -165,6 +160,19 @@ class Stacks:
             yield
         finally:
             hook.remove()
+
+
+def _recorded(blocks: list[nn.Module], call: Callable[[], Any]) -> tuple[list[Any], Any]:
+    """What each block gives, and the whole."""
+    outputs: list[Any] = []
+
+    def record(_: nn.Module, __: Any, output: Any) -> None:
+        outputs.append(output)
+
+    with ExitStack() as hooks:
+        for block in blocks:
+            hooks.callback(block.register_forward_hook(record).remove)
+        return outputs, call()
 
 
 def _lists(model: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:

@@ -82,7 +82,7 @@ class Statistics:
 
 
 def _check(square: Tensor, x: Tensor, what: str) -> None:
-    """Refuse what is not finite: it shows in the diagonal of the square, which costs less to see."""
+    """Refuse what is not finite: the diagonal of the square shows it at less cost."""
     if not square.diagonal(dim1=-2, dim2=-1).isfinite().all():
         bad = int((~x.square().isfinite()).sum())
         raise MicroscaleError(

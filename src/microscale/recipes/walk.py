@@ -12,9 +12,8 @@ that is not needed any more stops its pass.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +47,6 @@ class Walk:
     solver: Solver
     search: Search
     budget: int
-    folder: Path | None
     report: Report
     outcomes: list[Outcome] = field(default_factory=list)
     places: Places = field(init=False)
@@ -62,7 +60,7 @@ class Walk:
         """Look at the model, without running it."""
         self.places = Places(self.model)
         self.trace = Trace(Parameters(self.model.named_parameters()))
-        self.stacks = Stacks(self.model, Shelf(self.budget, self.folder))
+        self.stacks = Stacks(self.model, Shelf(self.budget))
 
     def explore(self) -> list[Stage]:
         """Run all data through the float network once; find what is to be solved, in order."""
@@ -73,6 +71,9 @@ class Walk:
                 with found or nullcontext(), _refusals(number):
                     run(self.model, batch)
         self.trace.end()
+        for name in {part.parameter for part in self.trace.operands}:
+            if not self.places.parameter(name).isfinite().all():
+                self.trace.unsolvable[name] = "it holds values that are NaN or infinite"
         check_alike([repr(stage.parameters) for stage in self.trace.stages()])
         with torch.no_grad(), uncast():
             self.stacks.verify(lambda: run(self.model, self.batches[0]))
@@ -196,10 +197,8 @@ class Walk:
             stack.enter_context(self.stacks.still((wide, number)))
             if watch is not None:
                 stack.enter_context(watching_products(watch))
-            try:
+            with suppress(Stopped):
                 run(self.model, batch)
-            except Stopped:
-                pass
 
     @contextmanager
     def _float(self) -> Iterator[None]:
@@ -268,7 +267,9 @@ class Walk:
     ) -> None:
         packed = isinstance(self.places.parameter(name), BlockTensor)
         said = notes if packed else [*notes, "stored as values"]
-        self.outcomes.append(Outcome(name, method, rows, width, *errors, packed, tuple(said)))
+        self.outcomes.append(
+            Outcome(name, method, rows, width, errors[0], errors[1], packed, tuple(said))
+        )
 
 
 def _ratio(lost: float, energy: float) -> float:

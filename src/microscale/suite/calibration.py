@@ -67,8 +67,8 @@ def read_calibration(source: str, data: Path, setting: Setting) -> Calibrated:
         check_directory(Path(source))
     language = load_language_model(place, dtype=setting.dtype, device=setting.device)
     found, about = _text_batches(language, text, data, setting)
-    folder = Path(place) if Path(place).is_dir() else None
-    return Calibrated(language.model, found, about, folder)
+    home = Path(place) if Path(place).is_dir() else None
+    return Calibrated(language.model, found, about, home)
 
 
 def _text_batches(
@@ -78,10 +78,9 @@ def _text_batches(
     every = cut(language, text, Reading(length=length))
     limit = SAMPLES if setting.limit is None else setting.limit
     # Long windows say most, and equally long ones share a batch without padding.
-    longest = sorted(every, key=len, reverse=True)[
-        : max(limit, sum(len(w) == length for w in every))
-    ]
-    chosen = sample(longest, limit, setting.seed)
+    longest = sorted(every, key=len, reverse=True)
+    whole = sum(len(window) == length for window in every)
+    chosen = sample(longest[: max(limit, whole)], limit, setting.seed)
     found: list[Batch] = [
         {"input_ids": torch.tensor([w.inputs for w in group], device=setting.device)}
         for group in batches(chosen, setting.batch_size or BATCH)
@@ -126,4 +125,4 @@ def _batch(arrays: dict[str, Tensor], chosen: Sequence[int], setting: Setting) -
         )
         for name, x in arrays.items()
     }
-    return picked[""] if "" in picked else picked
+    return picked.get("", picked)
