@@ -14,7 +14,7 @@ from microscale.policy import Policy
 from microscale.recipes.batch import Batch, read
 from microscale.recipes.calibration import Calibration
 from microscale.recipes.grid import Search
-from microscale.recipes.parallel import all_agree, rank, world
+from microscale.recipes.parallel import all_agree, gathered, rank
 from microscale.recipes.progress import Progress, digest
 from microscale.recipes.solve import Method, Settle, Solver
 from microscale.recipes.walk import Report, Walk
@@ -71,8 +71,9 @@ def error_diffusion(
     if scales not in ("rule", "mse"):
         raise MicroscaleError(f"scales {scales!r} is not known; write 'rule' or 'mse'.")
     kept = read(batches)
-    settings = Policy.parse(policy) if isinstance(policy, str) else policy, solver, scales, world()
-    run = digest(model, kept, settings) if progress is not None else ""
+    settings = Policy.parse(policy) if isinstance(policy, str) else policy, solver, scales
+    # The data of all processes have a part in the result, so all of them make the run what it is.
+    run = "" if progress is None else " ".join(gathered(digest(model, kept, settings)))
     conversion = convert(model, policy, verbose=False)
     walk = Walk(model, kept, solver, scales, cache_bytes, report)
     with _evaluating(model), _one_expert_at_a_time(model), _undone(walk):

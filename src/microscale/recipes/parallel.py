@@ -39,19 +39,18 @@ def all_agree(said: bool) -> bool:
     return int(add_up(torch.tensor(int(said)))) == world()
 
 
-def same_everywhere(x: Tensor) -> Tensor:
-    """Give `x` the values of the first process, in place; returns it."""
-    if is_parallel():
-        _distributed.broadcast(x, 0)
-    return x
+def gathered(mine: object) -> list[Any]:
+    """What every process has, in the order of their numbers."""
+    if not is_parallel():
+        return [mine]
+    every: list[Any] = [None] * world()
+    _distributed.all_gather_object(every, mine)
+    return every
 
 
 def check_alike(names: Sequence[str]) -> None:
     """Raise MicroscaleError where processes are about to solve different things."""
-    if not is_parallel():
-        return
-    every: list[list[str]] = [[] for _ in range(world())]
-    _distributed.all_gather_object(every, list(names))
+    every: list[list[str]] = gathered(list(names))
     for number, other in enumerate(every):
         if other != every[0]:
             odd = sorted(set(other) ^ set(every[0])) or ["their order"]

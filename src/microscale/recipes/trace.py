@@ -137,31 +137,32 @@ class Trace:
             tuple(map(tuple, shared.values())),
             min(map(self.first, group)),
             any(part.parameter in tables for part in group),
-            frozenset(part for part in multiplied if self._is_after(part, group)),
+            self._after(group, multiplied),
         )
 
-    def _is_after(self, part: Part, group: Sequence[Part]) -> bool:
-        if part in group:
-            return False
+    def _after(self, group: Sequence[Part], multiplied: Sequence[Part]) -> frozenset[Part]:
+        """The parts that in no batch run before the last product of a group."""
+        early = set(group)
         for span in self.spans:
-            lasts = [span[own][1] for own in group if own in span]
-            if part in span and lasts and span[part][0] < max(lasts):
-                return False
-        return True
+            last = max((span[own][1] for own in group if own in span), default=0)
+            early.update(part for part, (first, _) in span.items() if first < last)
+        return frozenset(multiplied) - early
 
 
 def _connected(parts: Iterable[Part], inputs: dict[Part, int]) -> list[list[Part]]:
     """Join parts of one parameter, and parts of one input, and what these join."""
-    groups: list[list[Part]] = []
+    home: dict[object, list[Part]] = {}
     for part in parts:
-        mine = [
-            group
-            for group in groups
-            if any(p.parameter == part.parameter or inputs[p] == inputs[part] for p in group)
-        ]
-        rest = [group for group in groups if group not in mine]
-        groups = [*rest, [*(p for group in mine for p in group), part]]
-    return groups
+        keys = part.parameter, inputs[part]
+        first, second = (home.get(key) for key in keys)
+        group = first if first is not None else [] if second is None else second
+        if first is not None and second is not None and first is not second:
+            first += second
+            for other in second:
+                home[other.parameter] = home[inputs[other]] = first
+        group.append(part)
+        home[keys[0]] = home[keys[1]] = group
+    return list({id(group): group for group in home.values()}.values())
 
 
 def _check_finite(part: Part, left: Tensor) -> None:
