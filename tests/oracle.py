@@ -44,7 +44,7 @@ class Scale:
     def code_zero(self) -> int:
         """The exponent of code 0, the scale of an all-zero block: E8M0 is biased, POW2 is not."""
         assert self.exponents is not None
-        return self.exponents[0] if self.name == "e8m0" else 0
+        return self.exponents[0] if self.name.endswith("m0") else 0
 
     def round(self, value: Fraction) -> Fraction:
         """Nearest even, saturating at the largest finite value."""
@@ -54,6 +54,9 @@ class Scale:
 
 
 E8M0 = Scale("e8m0", exponents=(-127, 127))
+E5M0 = Scale("e5m0", exponents=(-15, 15))
+E2M0 = Scale("e2m0", exponents=(-1, 1))
+UNIT = Scale("unit", exponents=(0, 0))
 POW2 = Scale("pow2", exponents=(-1022, 1022))
 E4M3 = Scale("e4m3", binary=Binary(4, -6, Fraction(448)))
 UE5M3 = Scale("ue5m3", binary=Binary(4, -14, Fraction(61440)))  # as in arXiv 2609.02846
@@ -68,8 +71,9 @@ class Format:
     element: Element
     scale: Scale
     rule: str
-    block: int | str = 32
+    block: int | str | tuple[int, int] = 32
     two_level: bool = False
+    zero_point: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Options:
     overflow: str = "saturate"
     nonfinite: str = "block"
     flush: str = "off"
+    prerounding: str = "off"
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,8 @@ class Block:
 def encode(element: Element, value: Fraction, negative: bool, options: Options) -> float:
     """The element value of an exact quotient: one rounding, then overflow."""
     rounded = round_magnitude(element, value, options.rounding)
+    if rounded is None and negative and element.specials == "full":
+        rounded = element.beyond  # the most negative code
     if rounded is None:
         if options.overflow == "nonfinite":
             return to_float(None, negative) if element.has_inf else NAN
@@ -111,6 +118,9 @@ def shared_exponent(amax: Fraction, element: Element, rule: str) -> int:
         return ceil_log2(amax) - element.emax
     if rule == "rceil":
         return ceil_log2(amax / element.largest)
+    if rule == "seven_quarters":
+        top = floor_log2(amax)
+        return top + (amax >= Fraction(7, 4) * power(top)) - element.emax
     assert rule == "even"
     quantum = power(floor_log2(amax) - element.width)
     return floor_log2(half_even(amax / quantum) * quantum) - element.emax
@@ -120,8 +130,23 @@ def _amax(values: Sequence[float]) -> Fraction:
     return max((abs(Fraction(v)) for v in values if math.isfinite(v)), default=Fraction(0))
 
 
-def _flushed(values: Sequence[float], mode: str) -> tuple[float, ...]:
-    """Float32 subnormals as signed zeros: each one, or all of a block that has nothing larger."""
+def _prerounded(value: float, rounding: str) -> float:
+    """A value on bfloat16's grid, which has no end of its own: what lies beyond is infinite."""
+    if not math.isfinite(value) or value == 0:
+        return value
+    magnitude, largest = abs(Fraction(value)), DTYPES["bfloat16"].largest
+    quantum = power(max(floor_log2(magnitude), -126) - 7)
+    steps = magnitude / quantum
+    nearest = {"away": math.floor(steps + Fraction(1, 2)), "zero": math.floor(steps)}
+    rounded = nearest.get(rounding, half_even(steps)) * quantum
+    return to_float(rounded if rounded <= largest else None, is_negative(value))
+
+
+def _prepared(values: Sequence[float], options: Options) -> tuple[float, ...]:
+    """Prerounded, and float32 subnormals as signed zeros: each, or all of a block without more."""
+    if options.prerounding != "off":
+        values = [_prerounded(value, options.rounding) for value in values]
+    mode = options.flush
     tiny = _amax(values) < FLOAT32_MIN_NORMAL
     if mode == "off" or (mode == "block" and not tiny):
         return tuple(values)
@@ -153,9 +178,11 @@ def cast_block(
 
     `compute` is float64 for float64 inputs and float32 for all others; `out` the output type.
     """
-    values = _flushed(values, options.flush)
+    values = _prepared(values, options)
     if _is_poisoned(values, fmt.element, options):
         return _nan_block(values)
+    if fmt.zero_point:
+        return _cast_zero_point(values, fmt, options, compute=compute, out=out)
     if fmt.scale.exponents is None:
         return _cast_real(values, fmt, options, compute=compute, out=out)
     low, high = fmt.scale.exponents
@@ -228,6 +255,60 @@ def _cast_real(
     return _block(coded, fmt.element, float(scale), decoded)
 
 
+def _cast_zero_point(
+    values: Sequence[float], fmt: Format, options: Options, *, compute: str, out: str
+) -> Block:
+    """Integers k of a whole range, of which the zero point z stands for 0: (k - z) x scale."""
+    bits, step = fmt.element.integer, Fraction(1, 2 ** (fmt.element.integer - 2))
+    lowest, highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    scale, zero = _span(values, fmt, compute)
+    if _vanishes(values, scale):
+        return _nan_block(values)
+    codes = []
+    for value in values:
+        if math.isinf(value):
+            steps: int | None = None
+        else:
+            quotient = _quotient(value, scale, compute)
+            steps = None if quotient is None else whole(quotient / step, options.rounding)
+        if steps is None:
+            codes.append(lowest if value < 0 else highest)
+        else:
+            steps = -steps if is_negative(value) else steps
+            codes.append(min(max(steps + zero, lowest), highest))
+    decoded = [_times(float((k - zero) * step), scale, compute) for k in codes]
+    decoded = [round_to(value + 0.0, out) for value in decoded]
+    return Block(float(scale), tuple(k % 2**bits for k in codes), tuple(decoded))
+
+
+def whole(value: Fraction, rounding: str) -> int:
+    """The integer that a magnitude is rounded to."""
+    if rounding == "zero":
+        return math.floor(value)
+    return round(value) if rounding == "even" else math.floor(value + Fraction(1, 2))
+
+
+def _span(values: Sequence[float], fmt: Format, compute: str) -> tuple[Fraction, int]:
+    """The scale of least to greatest value, and the integer that stands for zero."""
+    assert fmt.scale.binary is not None
+    bits = fmt.element.integer
+    finite = [Fraction(v) for v in values if math.isfinite(v)]
+    least, greatest = min([Fraction(0), *finite]), max([Fraction(0), *finite])
+    if least == greatest:
+        return Fraction(1), 0
+    difference = DTYPES["float64"].round(greatest - least)
+    codes = Fraction(2**bits - 1, 2 ** (bits - 2))
+    quotient = None if difference is None else DTYPES["float64"].round(difference / codes)
+    scale = fmt.scale.binary.largest if quotient is None else fmt.scale.round(quotient)
+    if scale == 0:
+        return scale, 0
+    below = DTYPES[compute].round(-least / scale)
+    lowest, highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    if below is None:
+        return scale, highest
+    return scale, min(lowest + round(below * 2 ** (bits - 2)), highest)
+
+
 @dataclass(frozen=True)
 class TwoLevel:
     """A tensor of blocks under one float32 tensor scale (NVFP4)."""
@@ -243,7 +324,7 @@ def cast_two_level(
 
     The tensor scale looks at the blocks that are not poisoned, at finite values only.
     """
-    flushed = [_flushed(block, options.flush) for block in blocks]
+    flushed = [_prepared(block, options) for block in blocks]
     healthy = [b for b in flushed if not _is_poisoned(b, fmt.element, options)]
     amax = max((_amax(block) for block in healthy), default=Fraction(0))
     assert fmt.scale.binary is not None
@@ -311,9 +392,14 @@ MX = {
 NVFP4 = Format(ELEMENTS["e2m1"], E4M3, "amax", block=16, two_level=True)
 
 
-def real(element: str, block: int | str, scale: Scale = FP32) -> Format:
+def real(element: str, block: int | str | tuple[int, int], scale: Scale = FP32) -> Format:
     """A format with one real-valued scale per block."""
     return Format(ELEMENTS[element], scale, "amax", block=block)
+
+
+def spanned(bits: int, block: int | str | tuple[int, int], scale: Scale = FP32) -> Format:
+    """Integers with a zero point for each block."""
+    return Format(int_element(bits), scale, "amax", block, zero_point=True)
 
 
 def _variety() -> dict[str, Format]:
@@ -334,6 +420,22 @@ def _variety() -> dict[str, Format]:
     formats["int5-3"] = Format(int_element(5), E8M0, "floor", 3)
     formats["e3m3-16-pow2-ceil"] = Format(float_element(3, 3), POW2, "ceil", 16)
     formats["e4m3fnuz-channel"] = Format(float_element(4, 3, "fnuz"), FP32, "amax", "channel")
+    formats["mxfp4-3x5"] = replace(MX["mxfp4"], block=(3, 5))
+    formats["nvfp4-2x4"] = replace(NVFP4, block=(2, 4))
+    formats["int8-4x3-bf16"] = real("int8", (4, 3), BF16)
+    formats["e2m3-1x4-e5m0-rceil"] = Format(ELEMENTS["e2m3"], E5M0, "rceil", (1, 4))
+    formats["e2m1-4-e2m0"] = Format(ELEMENTS["e2m1"], E2M0, "floor", 4)
+    formats["e4m3-tensor-unit"] = Format(ELEMENTS["e4m3"], UNIT, "floor", "tensor")
+    formats["e3m2b1-1-unit"] = Format(float_element(3, 2, bias=1), UNIT, "floor", 1)
+    formats["int8full-6"] = Format(int_element(8, "full"), E8M0, "floor", 6)
+    formats["int4full-channel"] = Format(int_element(4, "full"), FP32, "amax", "channel")
+    formats |= {
+        "int8-channel-zero_point": spanned(8, "channel"),
+        "int8-tensor-zero_point": spanned(8, "tensor"),
+        "int4-5-zero_point": spanned(4, 5),
+        "int3-token-bf16-zero_point": spanned(3, "token", BF16),
+        "int2-4x2-e4m3-zero_point": spanned(2, (4, 2), E4M3),
+    }
     formats["e4m0-1"] = Format(float_element(4, 0), E8M0, "floor", 1)
     return formats
 

@@ -57,6 +57,8 @@ class Grid:
         place = self.place(np.abs(quotient), options.rounding)
         last = len(self.magnitudes) - 1
         value = self.magnitudes[np.minimum(place, last - 1)]
+        if self.element.specials == "full":
+            value = np.where(np.signbit(quotient), self.magnitudes[place], value)
         if options.overflow == "nonfinite":
             special = np.inf if self.element.has_inf else np.nan
             value = np.where(place == last, special, value)
@@ -97,6 +99,8 @@ def exponents(amax: Floats, fmt: Format) -> Integers:
         exponent = exponent + (mantissa > 0.5)
     if fmt.rule == "even":
         exponent = exponent + (mantissa >= 1.0 - 2.0 ** -(element.width + 2))
+    if fmt.rule == "seven_quarters":
+        exponent = exponent + (mantissa >= 0.875)
     if fmt.rule == "rceil":
         exponent = exponent + (mantissa > np.frexp(float(element.largest))[0])
     return np.where(amax == 0, fmt.scale.code_zero, np.clip(exponent - element.emax, low, high))
@@ -211,7 +215,9 @@ def round_output(value: Floats, dtype: str) -> Floats:
     return np.where(over, np.copysign(np.inf, rounded), rounded)
 
 
-def split_blocks(shape: tuple[int, ...], axis: int, block: int | str) -> list[Integers]:
+def split_blocks(
+    shape: tuple[int, ...], axis: int, block: int | str | tuple[int, int]
+) -> list[Integers]:
     """The flat indices of the values of each block of a tensor, in order along the axis."""
     places = np.arange(math.prod(shape), dtype=np.int64).reshape(shape or (1,))
     axis %= places.ndim
@@ -223,9 +229,30 @@ def split_blocks(shape: tuple[int, ...], axis: int, block: int | str) -> list[In
         kept = places.ndim - 1 if axis == 0 else 0
         channels = np.moveaxis(places, kept, 0) if places.ndim > 1 else places[None]
         return list(channels.reshape(len(channels), -1))
+    if isinstance(block, tuple):
+        return _split_tiles(places, axis, block)
     rows = np.moveaxis(places, axis, -1).reshape(-1, places.shape[axis])
     size = block if isinstance(block, int) else places.shape[axis]
     return [row[start : start + size] for row in rows for start in range(0, len(row), size)]
+
+
+def _split_tiles(places: Integers, axis: int, tile: tuple[int, int]) -> list[Integers]:
+    """Tiles of the matrices that the last two dimensions are, or those in front of them."""
+    height, width = tile
+    if places.ndim == 1:
+        matrices = places[None, None]
+    elif axis >= places.ndim - 2:
+        other = places.ndim - 1 if axis == places.ndim - 2 else places.ndim - 2
+        matrices = np.moveaxis(places, (other, axis), (-2, -1))
+    else:
+        matrices = np.moveaxis(places, (axis - 1 if axis else 1, axis), (-2, -1))
+    rows, columns = matrices.shape[-2:]
+    return [
+        matrix[top : top + height, left : left + width].reshape(-1)
+        for matrix in matrices.reshape(-1, rows, columns)
+        for top in range(0, rows, height)
+        for left in range(0, columns, width)
+    ]
 
 
 def cast_tensor(

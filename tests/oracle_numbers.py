@@ -192,9 +192,9 @@ def float_element(
     return Element(exponent_bits, mantissa_bits, specials, bias)
 
 
-def int_element(bits: int) -> Element:
-    """An INTn: two's complement k / 2**(n-2)."""
-    return Element(integer=bits)
+def int_element(bits: int, specials: str = "finite") -> Element:
+    """An INTn: two's complement k / 2**(n-2); `full` ones produce the most negative code too."""
+    return Element(integer=bits, specials=specials)
 
 
 def tie_goes_up(element: Element, low: int, rounding: str) -> bool:

@@ -332,6 +332,29 @@ def test_flushing_by_hand() -> None:
     assert_same(cast(x, "mxfp8_e5m2", flush_subnormals="block"), block)
 
 
+@by_variety
+@pytest.mark.parametrize("rounding", ["even", "away", "zero"])
+def test_prerounding_with_awkward_values(name: str, rounding: str) -> None:
+    x = awkward()
+    for flush in ("off", "element", "block"):
+        options = Options(rounding, flush=flush, prerounding="bfloat16")
+        values = cast(x, name, rounding=rounding, flush_subnormals=flush, prerounding="bfloat16")
+        assert_same(values, cast_tensor(x, VARIETY[name], -1, options), x)
+
+
+def test_prerounding_by_hand() -> None:
+    # The nearest bfloat16 of the first value is 1.25, which is a tie of e2m1.
+    x = torch.tensor([[1.25 - 2.0**-9, 4.0], [3.4e38, 1.0]])
+    assert cast(x, "mxfp4", rounding="away")[0].tolist() == [1.0, 4.0]
+    rounded = cast(x, "mxfp4", rounding="away", prerounding="bfloat16")
+    assert rounded[0].tolist() == [1.5, 4.0]
+    assert rounded[1].isnan().all()  # 3.4e38 is beyond the largest bfloat16
+    even = cast(x, "mxfp4", prerounding="bfloat16")
+    assert even[0].tolist() == [1.0, 4.0]
+    halves = sample((3, 70), torch.bfloat16)
+    assert torch.equal(cast(halves, "mxfp4", prerounding="bfloat16"), cast(halves, "mxfp4"))
+
+
 def test_a_scale_that_underflows_leaves_signed_zeros() -> None:
     x = torch.tensor([[2.0**-149, -(2.0**-149)]])
     assert_same(cast(x, "fp8_e4m3-tensor"), np.array([[0.0, -0.0]]))
@@ -392,6 +415,7 @@ def test_any_tensor_any_format_any_option(x: torch.Tensor, data: st.DataObject) 
         data.draw(st.sampled_from(overflow)),
         data.draw(st.sampled_from(["block", "element"])),
         data.draw(st.sampled_from(["off", "element", "block"])),
+        data.draw(st.sampled_from(["off", "bfloat16"])),
     )
     out = data.draw(st.sampled_from([None, *TORCH]))
     values = cast(
@@ -402,6 +426,7 @@ def test_any_tensor_any_format_any_option(x: torch.Tensor, data: st.DataObject) 
         overflow=options.overflow,
         nonfinite=options.nonfinite,
         flush_subnormals=options.flush,
+        prerounding=options.prerounding,
         dtype=None if out is None else TORCH[out],
     )
     assert_same(values, cast_tensor(x, fmt, axis, options, out), x)

@@ -35,7 +35,7 @@ from oracle_numbers import DTYPES, Element, float_element, tie_goes_up
 from twins import every_element
 
 ROUNDINGS = ("even", "away", "zero")
-RULES = ("floor", "ceil", "even", "rceil")
+RULES = ("floor", "ceil", "even", "rceil", "seven_quarters")
 
 
 by_element = pytest.mark.parametrize("name", sorted(every_element()))
@@ -113,27 +113,36 @@ def midpoints(element: Element, exponent: int, dtype: str, beyond: float) -> Mid
     `beyond` is what a value becomes that rounds past the largest.
     """
     kind = np.float32 if dtype == "float32" else np.float64
-    ends = [*map(float, element.magnitudes), beyond]
     middles = grid(element).middles * 2.0**exponent
     assert (middles.astype(kind) == middles).all()
-    low, high = np.array(ends[:-1]), np.array(ends[1:])
-    up = [tie_goes_up(element, place, "even") for place in range(len(low))]
-    even = np.where(up, high, low)
     below = np.nextafter(middles.astype(kind), kind(0)).astype(np.float64)
     above = np.nextafter(middles.astype(kind), kind(np.inf)).astype(np.float64)
     x = np.concatenate([below, middles, above])
+    positive = _magnitudes(element, beyond)
+    # Full integers have one more code below zero.
+    negative = _magnitudes(element, float(element.beyond) if element.specials == "full" else beyond)
     expected = {
+        rounding: np.concatenate([positive[rounding], _negated(negative[rounding], element)])
+        for rounding in positive
+    }
+    return Midpoints(np.concatenate([x, -x]), {k: v * 2.0**exponent for k, v in expected.items()})
+
+
+def _magnitudes(element: Element, beyond: float) -> dict[str, Floats]:
+    """What each rounding makes of the floats below, at and above every midpoint."""
+    ends = [*map(float, element.magnitudes), beyond]
+    low, high = np.array(ends[:-1]), np.array(ends[1:])
+    up = [tie_goes_up(element, place, "even") for place in range(len(low))]
+    even = np.where(up, high, low)
+    return {
         "even": np.concatenate([low, even, high]),
         "away": np.concatenate([low, high, high]),
         "zero": np.concatenate([low, low, low]),
     }
-    signed = {key: _signed(value, element) for key, value in expected.items()}
-    return Midpoints(np.concatenate([x, -x]), {k: v * 2.0**exponent for k, v in signed.items()})
 
 
-def _signed(value: Floats, element: Element) -> Floats:
-    negative = -value if element.has_negative_zero else np.where(value == 0, 0.0, -value)
-    return np.concatenate([value, negative])
+def _negated(value: Floats, element: Element) -> Floats:
+    return -value if element.has_negative_zero else np.where(value == 0, 0.0, -value)
 
 
 MIDPOINT_SCALES = [("float32", -30), ("float32", 0), ("float64", -127), ("float64", 127)]
@@ -443,11 +452,11 @@ def test_counts() -> None:
     for name, count in sums.items():
         print(f"{name}: {count:,}")
     print(f"all: {sum(sums.values()):,}")
-    assert len(twins) == 105
+    assert len(twins) == 112
     assert sums == {
-        "fixed points": 1_134_990,
-        "midpoints": 699_984,
-        "scales": 195_984,
+        "fixed points": 1_145_511,
+        "midpoints": 718_272,
+        "scales": 244_980,
         "halves": 54_263_808,
-        "powers of two": 14_537_880,
+        "powers of two": 19_383_840,
     }

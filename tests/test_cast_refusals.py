@@ -34,7 +34,6 @@ REFUSED: list[tuple[str, Any, Any, dict[str, Any]]] = [
     ("block size 0 is not positive", X, "mxfp4-0", {}),
     ("e4m3 is an element format, without a scale", X, "e4m3", {}),
     ("None is neither a spelling nor a format", X, None, {}),
-    (r"fp4_e2m1-32x32: tiles of \(32, 32\) cannot be cast", X, "mxfp4-32x32", {}),
     (r"rounding='evne' is not known\. Did you mean even", X, "mxfp4", {"rounding": "evne"}),
     ("rounding='dither' is not known", X, "mxfp4", {"rounding": "dither"}),
     (r"overflow='sat' is not known\. Did you mean sat", X, "mxfp4", {"overflow": "sat"}),

@@ -103,7 +103,7 @@ def test_a_cast_of_no_gradient_needs_none() -> None:
 
 # ---------------------------------------------------------------- torch.library, compile, autocast
 
-SPELLED = "even saturate block off"
+SPELLED = "even saturate block off off"
 OPS = torch.ops.microscale
 
 

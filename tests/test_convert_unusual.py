@@ -117,6 +117,9 @@ def test_tables_that_rescale_are_left_and_named() -> None:
 # ---------------------------------------------------------------- bad input
 
 
+_OVERFLOWING = {"format": "mxfp4", "overflow": "nonfinite"}
+
+
 def refused(model: Any, policy: Any) -> str:
     """The message, after making sure that nothing was changed."""
     before = classes(model) if isinstance(model, nn.Module) else None
@@ -134,9 +137,11 @@ def refused(model: Any, policy: Any) -> str:
         (Policy.of("mxfp4", ignore=("haed",)), "'haed', which matches no module of the model. Did"),
         (Policy.of("mxfp4", overrides={"x.*": "mxfp8"}), "policy overrides has the pattern 'x.*'"),
         (Policy.of("mxfp4", "mxfp4", "mxfp4"), "policy dgrad.grad is set, but only the forward"),
-        (Policy.of("fp4_e2m1-32x32"), "policy forward.weight: "),
         (Policy.of("mxfp4", overflow="nonfinite"), "policy forward.weight: overflow='nonfinite'"),
-        (Policy.of(overrides={"head": "fp4_e2m1-8x8"}), "policy overrides.'head'.forward.input: "),
+        (
+            Policy.of(overrides={"head": {"forward": {"input": _OVERFLOWING}}}),
+            "policy overrides.'head'.forward.input: ",
+        ),
     ],
 )
 def test_policies_that_cannot_be_carried_out_are_refused(

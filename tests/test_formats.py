@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -31,10 +32,12 @@ from microscale.formats import (
     SCALE_E4M3,
     SCALES,
     UE5M3,
+    UNIT,
     BlockFormat,
     ElementFormat,
     ScaleFormat,
     Specials,
+    exponent_scale,
     float_format,
     integer_format,
 )
@@ -56,8 +59,8 @@ CODES = sum(2**element.bits for element, _ in EVERY_ELEMENT)
 
 def test_counts() -> None:
     print(f"formats: {len(EVERY_ELEMENT)} element formats, {CODES} codes")
-    assert len(EVERY_ELEMENT) == 110
-    assert CODES == 12_596
+    assert len(EVERY_ELEMENT) == 117
+    assert CODES == 13_104
 
 
 by_element = pytest.mark.parametrize(
@@ -171,6 +174,8 @@ def test_integers_by_hand() -> None:
     # OCP MX v1.0, 5.3.4: two's complement with six fraction bits; 0x80 is -2, left unused.
     assert (INT8.values[1], INT8.values[0x7F], INT8.values[0x80]) == (1 / 64, 127 / 64, -2.0)
     assert (INT8.largest, INT8.emax, INT8.emin, INT8.mantissa_bits) == (127 / 64, 0, 0, 6)
+    full = integer_format(8, "full")
+    assert (full.lowest, full.largest, INT8.lowest) == (-2.0, 127 / 64, -127 / 64)
     assert (INT4.values[1], INT4.values[7], INT4.values[8]) == (0.25, 1.75, -2.0)
     assert integer_format(2).values == (0.0, 1.0, -2.0, -1.0)
 
@@ -187,6 +192,13 @@ def test_fnuz_as_in_the_paper() -> None:
 SCALE_FACTS = {
     # name: bits, power of two, smallest, largest
     E8M0: ("e8m0", 8, True, 2.0**-127, 2.0**127),
+    **{
+        exponent_scale(bits): (f"e{bits}m0", bits, True, 2.0 ** -(2 ** (bits - 1) - 1), largest)
+        for bits, largest in zip(
+            range(2, 8), (2.0, 8.0, 2.0**7, 2.0**15, 2.0**31, 2.0**63), strict=True
+        )
+    },
+    UNIT: ("unit", 16, True, 1.0, 1.0),
     POW2: ("pow2", 16, True, 2.0**-1022, 2.0**1022),
     SCALE_E4M3: ("e4m3", 8, False, 2.0**-9, 448.0),
     UE5M3: ("ue5m3", 8, False, 2.0**-17, 61440.0),
@@ -270,13 +282,21 @@ RULES: dict[bool, list[ScaleRule]] = {
 
 def every_block_format() -> list[BlockFormat]:
     blocks = (1, 3, 16, 32, 128, (32, 32), (1, 16), "channel", "token", "tensor")
-    return [
+    formats = [
         BlockFormat(element, scale, block, rule, outer)  # type: ignore[arg-type]
         for element, _ in EVERY_ELEMENT
         for scale in SCALE_FACTS
         for block in blocks
-        for rule in RULES[scale.is_power_of_two]
+        for rule in (RULES[scale.is_power_of_two] if scale != UNIT else [ScaleRule.FLOOR])
         for outer in ((None,) if scale.is_power_of_two else (None, FP32))
+    ]
+    return formats + [
+        replace(fmt, zero_point=True)
+        for fmt in formats
+        if fmt.element.is_integer
+        and fmt.element.specials == "finite"
+        and not fmt.scale.is_power_of_two
+        and fmt.tensor_scale is None
     ]
 
 

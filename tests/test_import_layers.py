@@ -13,7 +13,17 @@ import microscale
 ROOT = Path(microscale.__file__).parent
 LAYERS = (
     # Data and files: the standard library only.
-    ("version", "errors", "rounding", "formats", "spelling", "operands", "policy", "files"),
+    (
+        "version",
+        "errors",
+        "rounding",
+        "formats",
+        "spelling",
+        "operands",
+        "profiles",
+        "policy",
+        "files",
+    ),
     ("kernels",),
     ("ops",),
     ("seed", "mapped", "cast", "tensor", "packed", "packed_ops"),

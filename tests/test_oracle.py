@@ -106,7 +106,7 @@ def test_rceil_is_exact_one_ulp_above_the_boundary() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(MX))
-@pytest.mark.parametrize("rule", ["floor", "ceil", "even", "rceil"])
+@pytest.mark.parametrize("rule", ["floor", "ceil", "even", "rceil", "seven_quarters"])
 def test_arrays_agree_with_the_exact_oracle_for_powers_of_two(name: str, rule: str) -> None:
     fmt = oracle.with_rule(MX[name], rule)
     rows = awkward_rows(40, seed=3)

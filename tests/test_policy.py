@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 
 from microscale.errors import MicroscaleError
 from microscale.formats import MXFP4, MXFP6_E2M3, NAMED
-from microscale.operands import LAWS, PATHS, Forward, Operand
+from microscale.operands import CHOICES, PATHS, Forward, Operand
 from microscale.policy import Policy, covers
-from microscale.rounding import FlushSubnormals, Nonfinite, Overflow, Rounding
+from microscale.profiles import PROFILES
+from microscale.rounding import LAWS, Options, Rounding
 from microscale.spelling import get_block_format
 
 TOKENS = [name for name in NAMED if not name.endswith("-channel")]
@@ -16,11 +17,9 @@ TOKENS = [name for name in NAMED if not name.endswith("-channel")]
 operands = st.builds(
     Operand,
     st.sampled_from(TOKENS).map(get_block_format),
-    st.sampled_from(Rounding),
-    st.sampled_from(Overflow),
-    st.sampled_from(Nonfinite),
-    st.sampled_from(FlushSubnormals),
+    st.builds(Options, *(st.sampled_from(law) for law in LAWS)),
 )
+AWAY = Operand(MXFP4, Options(Rounding.AWAY))
 maybe = st.none() | operands
 patterns = st.text("ab.*[]?'\" é", min_size=1)
 settings = st.fixed_dictionaries(
@@ -30,7 +29,7 @@ settings = st.fixed_dictionaries(
         "matmul": st.fixed_dictionaries({}, optional={"left": maybe, "scores": st.booleans()}),
         "storage": maybe,
         "cache": maybe,
-        "vector": st.sampled_from(["float32", "bfloat16"]),
+        "vector": st.sampled_from(CHOICES["vector"]),
     },
 )
 policies = st.builds(
@@ -41,7 +40,7 @@ policies = st.builds(
     storage=maybe,
     cache=maybe,
     convolution=st.sampled_from(["channels", "window"]),
-    vector=st.sampled_from(["float32", "bfloat16"]),
+    vector=st.sampled_from(CHOICES["vector"]),
     scores=st.booleans(),
     values=st.booleans(),
     ignore=st.lists(patterns).map(tuple),
@@ -101,7 +100,7 @@ def test_example_in_the_documentation_reads() -> None:
     assert policy.__doc__ is not None
     text = policy.__doc__.partition("follows `forward`:")[2]
     read = Policy.from_toml("\n".join(line.strip() for line in text.splitlines()))
-    assert read.forward.weight == Operand(MXFP4, Rounding.AWAY)
+    assert read.forward.weight == AWAY
     assert read.at("layers.0.down_proj").forward.weight is not None
     assert str(read.at("layers.1.down_proj").forward.input) == "mxfp8_e5m2"
     assert not read.matmul.scores
@@ -110,13 +109,40 @@ def test_example_in_the_documentation_reads() -> None:
 def test_laws_apply_to_all_formats_given_as_such() -> None:
     table = {"format": "mxfp8", "rounding": "zero"}
     policy = Policy.of("mxfp4", table, rounding="away", overrides={"a": "mxfp6"})
-    assert policy.forward.weight == Operand(MXFP4, Rounding.AWAY)
+    assert policy.forward.weight == AWAY
     assert policy.matmul.left is not None
-    assert policy.matmul.left.rounding is Rounding.ZERO
+    assert policy.matmul.left.options.rounding is Rounding.ZERO
     overridden = policy.at("a").forward.input
     assert overridden is not None
-    assert overridden.rounding is Rounding.AWAY
-    assert overridden.laws.keys() == set(LAWS)
+    assert overridden.options.rounding is Rounding.AWAY
+    assert overridden.laws.keys() == {law.argument() for law in LAWS}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_stands_before_the_pair(profile: str) -> None:
+    policy = Policy.parse(f"{profile}:mxfp4/mxfp6_e2m3")
+    assert policy == Policy.named(profile, "mxfp4", "mxfp6_e2m3")
+    assert Policy.parse(str(policy)) == policy
+    assert Policy.from_toml(policy.to_toml()) == Policy.from_json(policy.to_json()) == policy
+
+
+def test_the_usual_profile_is_not_written() -> None:
+    assert str(Policy.parse("ocp:mxfp4")) == "mxfp4"
+    assert str(Policy.parse("Paper: mxfp4")) == "paper:mxfp4"
+
+
+def test_what_is_given_comes_before_the_profile() -> None:
+    policy = Policy.named("paper", "mxfp4", "mxfp4", rounding="even", storage="mxfp8")
+    assert policy.forward.weight is not None
+    assert policy.forward.weight.laws == {
+        "rounding": "even",
+        "overflow": "saturate",
+        "nonfinite": "block",
+        "flush_subnormals": "block",
+        "prerounding": "bfloat16",
+    }
+    assert str(policy.storage).startswith("mxfp8_e4m3 ")
+    assert str(policy).endswith("(with further settings)")
 
 
 def test_gradient_format_fills_the_backward_operands() -> None:
@@ -191,6 +217,12 @@ def test_bad_files_are_refused_by_place(toml: str, says: str) -> None:
     with pytest.raises(MicroscaleError) as raised:
         Policy.from_toml(toml)
     assert says in str(raised.value)
+
+
+@pytest.mark.parametrize("spelling", ["papre:mxfp4", ":mxfp4", "a:b:mxfp4"])
+def test_unknown_profiles_are_refused(spelling: str) -> None:
+    with pytest.raises(MicroscaleError, match=r"profile .* is not known\."):
+        Policy.parse(spelling)
 
 
 @pytest.mark.parametrize("spelling", ["", "/", "mxfp4/", "/mxfp4", "mxfp4/mxfp4/mxfp4"])

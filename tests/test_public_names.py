@@ -11,13 +11,14 @@ import pytest
 import microscale
 
 RECORDS = {
-    "BlockFormat": "(element, scale, block, rule=None, tensor_scale=None)",
+    "BlockFormat": "(element, scale, block, rule=None, tensor_scale=None, zero_point=False)",
     "ElementFormat": "(exponent_bits, mantissa_bits, specials, bias)",
 }
 FUNCTIONS = {
     "cast": (
         "(x, fmt, axis=-1, *, rounding='even', overflow='saturate', nonfinite='block', "
-        "flush_subnormals='off', gradient='identity', seed=None, dtype=None, out=None)"
+        "flush_subnormals='off', prerounding='off', gradient='identity', seed=None, dtype=None, "
+        "out=None)"
     ),
     "compare": (
         "(model, evaluate, formats=('mxint8', 'mxfp8_e4m3', 'mxfp8_e5m2', 'mxfp6_e2m3', "
@@ -34,7 +35,7 @@ FUNCTIONS = {
     "load": "(path, model=None, *, device='cpu')",
     "quantize": (
         "(x, fmt, axis=-1, *, rounding='even', overflow='saturate', nonfinite='block', "
-        "flush_subnormals='off', seed=None)"
+        "flush_subnormals='off', prerounding='off', seed=None)"
     ),
     "revert": "(model)",
     "save": "(source, path)",

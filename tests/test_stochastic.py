@@ -206,7 +206,7 @@ def test_gradient_is_straight_through_and_operators_check() -> None:
     cast(x, "mxfp4", rounding="stochastic", seed=1).sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.ones_like(x))
-    options = "stochastic saturate block off"
+    options = "stochastic saturate block off off"
     seed = key(3)
     torch.library.opcheck(
         torch.ops.microscale.cast.default, (x, "mxfp4", 1, options, torch.float32, seed)
@@ -240,3 +240,9 @@ def test_bad_seeds_are_refused(rounding: str, seed: int, message: str) -> None:
     for verb in (cast, quantize):
         with pytest.raises(MicroscaleError, match=message):
             verb(torch.ones(4, 32), "mxfp4", rounding=rounding, seed=seed)
+
+
+def test_prerounding_is_to_nearest() -> None:
+    x = torch.randn((5, 70), generator=torch.Generator().manual_seed(3))
+    first = cast(x, "mxfp4", rounding="stochastic", prerounding="bfloat16", seed=1)
+    same(first, cast(x.bfloat16().float(), "mxfp4", rounding="stochastic", seed=1))

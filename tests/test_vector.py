@@ -18,6 +18,7 @@ from microscale.ledger import record_products
 from microscale.policy import Policy
 
 BF16 = Policy.of("mxfp8_e4m3", "mxfp8_e4m3", vector="bfloat16")
+AWAY = Policy.of("mxfp8_e4m3", "mxfp8_e4m3", vector="bfloat16_away")
 BARE = Policy.of(vector="bfloat16")
 LARGEST = torch.finfo(torch.bfloat16).max
 
@@ -27,6 +28,24 @@ def on_grid(x: Tensor) -> bool:
 
 
 # ---------------------------------------------------------------- the rounding
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_ties_may_go_away_from_zero(dtype: torch.dtype) -> None:
+    ties = torch.tensor([257.0, -257.0, 259.0, 2.0**-134, -(2.0**-134), 1.0, -0.0], dtype=dtype)
+    expected = torch.tensor([258.0, -258.0, 260.0, 2.0**-133, -(2.0**-133), 1.0, -0.0], dtype=dtype)
+    got = deliver(ties, AWAY)
+    assert torch.equal(got, expected)
+    assert torch.equal(got.signbit(), ties.signbit())
+    beyond = torch.tensor([3.4e38, -math.inf, math.nan], dtype=dtype)
+    assert deliver(beyond, AWAY).tolist()[:2] == [LARGEST, -math.inf]
+    assert deliver(beyond, AWAY)[2].isnan()
+    x = torch.randn(1000, dtype=dtype, requires_grad=True)
+    values = deliver(x, AWAY)
+    assert torch.equal(values, x.bfloat16().to(dtype))  # no ties here
+    values.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.ones_like(x))
 
 
 def test_values_are_rounded_to_bfloat16_in_their_own_type() -> None:
@@ -317,12 +336,13 @@ def test_matmul_of_integers_is_left() -> None:
     assert torch.equal(matmul(x, x, policy=BARE), x @ x)
 
 
+@pytest.mark.parametrize("policy", [BF16, AWAY], ids=["even", "away"])
 @pytest.mark.parametrize("name", ["sequential", "in place", "encoder", "cell", "block"])
-def test_compiled_models_give_the_same_bits(name: str) -> None:
+def test_compiled_models_give_the_same_bits(name: str, policy: Policy) -> None:
     torch._dynamo.reset()
     model, x = (Block(), torch.randn(5, 64)) if name == "block" else layers()[name]
     model.eval()
-    convert(model, BF16, verbose=False)
+    convert(model, policy, verbose=False)
     compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         for got, expected in zip(tensors(compiled(x)), tensors(model(x)), strict=True):

@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from microscale.formats import SPECIALS, ElementFormat, Specials, float_format, integer_format
+from microscale.formats import FLOAT_SPECIALS, ElementFormat, Specials, float_format, integer_format
 from oracle_numbers import Element, float_element, int_element
 
 Twins = tuple[ElementFormat, Element]
@@ -31,8 +31,9 @@ def every_element() -> dict[str, Twins]:
         twins(e, m, specials)
         for e in range(1, 8)
         for m in range(8 - e)
-        for specials in SPECIALS
+        for specials in FLOAT_SPECIALS
         if usable(e, m, specials)
     ]
     pairs += [(integer_format(n), int_element(n)) for n in range(2, 9)]
+    pairs += [(integer_format(n, "full"), int_element(n, "full")) for n in range(2, 9)]
     return {str(element): (element, twin) for element, twin in pairs}

@@ -96,14 +96,15 @@ def _layer_class() -> Any:
 
 
 def _packed(x: Tensor, operand: Operand) -> BlockTensor:
-    laws: dict[str, Any] = operand.laws
-    return quantize(x.detach(), operand.format, -1, **laws)
+    return quantize(x.detach(), operand.format, -1, **operand.laws)
 
 
 def _joined(old: BlockTensor, new: BlockTensor) -> BlockTensor:
     """Put tokens behind each other; packed parts have the dimensions of the whole."""
-    codes, scales = (
-        torch.cat(pair, -2) for pair in zip(old.stored[:2], new.stored[:2], strict=True)
+    kept = {0, 1, 3} if new.format.zero_point else {0, 1}
+    pairs = enumerate(zip(old.stored, new.stored, strict=True))
+    codes, scales, tensor_scale, zero_point = (
+        torch.cat(pair, -2) if i in kept else pair[1] for i, pair in pairs
     )
     shape = torch.Size((*old.shape[:-2], old.shape[-2] + new.shape[-2], old.shape[-1]))
-    return BlockTensor((codes, scales, new.stored[2]), new.packing, shape, new.dtype)
+    return BlockTensor((codes, scales, tensor_scale, zero_point), new.packing, shape, new.dtype)

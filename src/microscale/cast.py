@@ -30,6 +30,7 @@ def cast(
     overflow: str = "saturate",
     nonfinite: str = "block",
     flush_subnormals: str = "off",
+    prerounding: str = "off",
     gradient: str = "identity",
     seed: Seed = None,
     dtype: torch.dtype | None = None,
@@ -47,6 +48,7 @@ def cast(
         nonfinite: "block" makes a block that holds NaN or infinity NaN; "element" keeps what the
             element can encode.
         flush_subnormals: "off", "element" (arXiv 2310.10537, Algorithm 1) or "block" (its library).
+        prerounding: "off", or "bfloat16" for values that are rounded to bfloat16 first.
         gradient: "identity", or "clipped" for zero where the cast saturates.
         seed: of stochastic rounding: an integer, or an int64 tensor (seed, call, operand[, index
             of x's first element in a sharded tensor]); None draws one from torch's generator.
@@ -66,9 +68,10 @@ def cast(
     to = result_dtype(tensor, dtype, target)
     _check_array_type(x, to)
     spelling = fmt if isinstance(fmt, str) else get_block_format(fmt).name
-    options = f"{rounding} {overflow} {nonfinite} {flush_subnormals}"
+    laws = (rounding, overflow, nonfinite, flush_subnormals, prerounding)
+    options = " ".join(map(str, laws))
     if not torch.compiler.is_compiling():  # compiled code is checked by the fake kernel instead
-        plan(tensor, fmt, axis, make_options(rounding, overflow, nonfinite, flush_subnormals))
+        plan(tensor, fmt, axis, make_options(*laws))
         Gradient(gradient)
     key = seed_tensor(seed, rounding)
     operator = cast_mapped if transformed() else torch.ops.microscale.cast

@@ -119,7 +119,7 @@ def compare(
         typer.Option(
             metavar="LIST",
             help="Formats, or weight/activation pairs, separated by commas: "
-            "mxint8,mxfp4/mxfp6_e2m3.",
+            "mxint8,mxfp4/mxfp6_e2m3,paper:mxfp4 (with the paper's own rounding).",
         ),
     ] = None,
     text: Text = None,

@@ -32,7 +32,8 @@ def convert(model: nn.Module, policy: Policy | str, *, verbose: bool = True) -> 
 
     Args:
         model: any module.
-        policy: or its spelling, such as "mxfp8_e4m3" or "mxfp4/mxfp6_e2m3" (weight/activation).
+        policy: or its spelling, such as "mxfp8_e4m3", "mxfp4/mxfp6_e2m3" (weight/activation) or
+            "paper:mxfp4" (a profile's).
         verbose: print the report.
 
     Returns:

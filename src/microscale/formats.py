@@ -17,14 +17,17 @@ from typing import Literal
 from microscale.errors import MicroscaleError, near_names
 from microscale.rounding import ScaleRule
 
-Specials = Literal["finite", "fn", "fnuz", "ieee"]
-"""Which codes are not numbers: none; one NaN magnitude; the code of -0; the top exponent."""
+Specials = Literal["finite", "fn", "fnuz", "ieee", "full"]
+"""Which codes are not numbers: none; one NaN magnitude; the code of -0; the top exponent.
+
+Integers are `finite`, or `full` if they use the most negative code too."""
 
 WholeBlock = Literal["channel", "token", "tensor"]
 """Blocks as long as the data: one scale per output channel, per token, for the whole tensor."""
 
 WHOLE_BLOCKS: tuple[WholeBlock, ...] = ("channel", "token", "tensor")
-SPECIALS: tuple[Specials, ...] = ("finite", "fn", "fnuz", "ieee")
+FLOAT_SPECIALS: tuple[Specials, ...] = ("finite", "fn", "fnuz", "ieee")
+INTEGER_SPECIALS: tuple[Specials, ...] = ("finite", "full")
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class ElementFormat:
     Floats (`exponent_bits > 0`) are sign-magnitude, with value (-1)^s 2^(E-bias) (1 + M/2^m), or
     2^(1-bias) M/2^m where the exponent field E is zero. Integers (`exponent_bits == 0`) are
     two's complement k with value k / 2^m (OCP MX 5.3.4: INT8 is k/64), symmetric: the most
-    negative code is never produced, and decodes as its value.
+    negative code is never produced, and decodes as its value; of the kind `full` it is produced.
 
     `mantissa_bits` counts the fraction bits; `bias` is the exponent bias (0 for integers).
     """
@@ -63,7 +66,7 @@ class ElementFormat:
     def name(self) -> str:
         """The spelling that `get_format` reads back."""
         if self.is_integer:
-            return f"int{self.bits}"
+            return f"int{self.bits}{'full' if self.specials == 'full' else ''}"
         usual = _usual_float(self.exponent_bits, self.mantissa_bits)
         bias = (
             f"b{self.bias}" if self.bias != _usual_bias(self.exponent_bits, self.specials) else ""
@@ -98,6 +101,11 @@ class ElementFormat:
     def largest(self) -> float:
         """Largest finite value."""
         return self._magnitude(self.largest_code)
+
+    @property
+    def lowest(self) -> float:
+        """The most negative finite value that casts produce."""
+        return -math.ldexp(1.0, 1) if self.specials == "full" else -self.largest
 
     @property
     def smallest_normal(self) -> float | None:
@@ -196,9 +204,9 @@ def float_format(
             f"{where} has {element.bits} bits; floats of 2 to 8 bits are supported."
         )
     specials = specials or element.specials
-    if specials not in SPECIALS:
+    if specials not in FLOAT_SPECIALS:
         raise MicroscaleError(
-            f"{where}: kind {specials!r} is not known.{near_names(specials, SPECIALS)}"
+            f"{where}: kind {specials!r} is not known.{near_names(specials, FLOAT_SPECIALS)}"
         )
     if specials == "ieee" and mantissa_bits == 0:
         raise MicroscaleError(
@@ -219,11 +227,19 @@ def _usual_float(exponent_bits: int, mantissa_bits: int) -> ElementFormat:
     return ElementFormat(exponent_bits, mantissa_bits, specials, bias)
 
 
-def integer_format(bits: int) -> ElementFormat:
-    """Make the integer element of `bits` bits, 2 to 8, with value k / 2^(bits-2)."""
+def integer_format(bits: int, specials: Specials = "finite") -> ElementFormat:
+    """Make the integer element of `bits` bits, 2 to 8, with value k / 2^(bits-2).
+
+    Raises MicroscaleError for a width or kind that no such format has.
+    """
     if not 2 <= bits <= 8:
         raise MicroscaleError(f"element format int{bits}: integers of 2 to 8 bits are supported.")
-    return ElementFormat(0, bits - 2, "finite", 0)
+    if specials not in INTEGER_SPECIALS:
+        raise MicroscaleError(
+            f"element format int{bits}: kind {specials!r} is not one of "
+            f"{', '.join(INTEGER_SPECIALS)}."
+        )
+    return ElementFormat(0, bits - 2, specials, 0)
 
 
 E4M3 = float_format(4, 3)
@@ -244,7 +260,8 @@ class ScaleFormat:
     """The grid of a shared scale.
 
     A power of two has `exponents`, the closed range of its exponents; a real-valued scale has a
-    `grid`, whose positive values it takes. `bits` is what one scale costs in storage.
+    `grid`, whose positive values it takes. `bits` is what one scale costs as the format defines it;
+    in storage it takes whole bytes, `stored_bits`.
     """
 
     name: str
@@ -260,6 +277,21 @@ class ScaleFormat:
     def is_power_of_two(self) -> bool:
         """Whether scales are powers of two, so that scaling is exact."""
         return self.exponents is not None
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits that one scale takes in memory: 8, 16 or 32."""
+        return max(8, self.bits)
+
+    @property
+    def is_biased(self) -> bool:
+        """Whether a power of two is stored as a biased code; else as its exponent, in int16."""
+        return self.exponents is not None and self.bits <= 8
+
+    @property
+    def nan_code(self) -> int:
+        """Code of NaN among biased powers of two: all ones."""
+        return (1 << self.bits) - 1
 
     @property
     def largest(self) -> float:
@@ -283,7 +315,17 @@ class ScaleFormat:
         return ScaleRule.FLOOR if self.is_power_of_two else ScaleRule.AMAX
 
 
-E8M0 = ScaleFormat("e8m0", 8, exponents=(-127, 127))
+def exponent_scale(bits: int) -> ScaleFormat:
+    """Make the power-of-two scale of `bits` exponent bits, 2 to 8, the all-ones code being NaN."""
+    if not 2 <= bits <= 8:
+        raise MicroscaleError(f"scale format e{bits}m0: exponents of 2 to 8 bits are supported.")
+    bias = (1 << (bits - 1)) - 1
+    return ScaleFormat(f"e{bits}m0", bits, exponents=(-bias, (1 << bits) - 2 - bias))
+
+
+E8M0 = exponent_scale(8)
+UNIT = ScaleFormat("unit", 16, exponents=(0, 0))
+"""No scale at all: 1. It is stored, since the NaN of a block has to be."""
 POW2 = ScaleFormat("pow2", 16, exponents=(-1022, 1022))
 SCALE_E4M3 = ScaleFormat("e4m3", 8, grid=E4M3)
 UE5M3 = ScaleFormat("ue5m3", 8, grid=ElementFormat(5, 3, "ieee", 15))
@@ -291,7 +333,8 @@ BF16 = ScaleFormat("bf16", 16, grid=ElementFormat(8, 7, "ieee", 127))
 FP32 = ScaleFormat("fp32", 32, grid=ElementFormat(8, 23, "ieee", 127))
 
 SCALES: dict[str, ScaleFormat] = {
-    str(scale): scale for scale in (E8M0, SCALE_E4M3, UE5M3, BF16, FP32, POW2)
+    str(scale): scale
+    for scale in (*map(exponent_scale, range(8, 1, -1)), SCALE_E4M3, UE5M3, BF16, FP32, POW2, UNIT)
 }
 
 
@@ -338,6 +381,12 @@ def _check_block(block: object) -> None:
             )
 
 
+ZERO_POINT = "zero_point"
+"""The option of a spelling that gives integers a zero point."""
+
+ZERO_POINT_BITS = 8
+"""What one zero point takes in memory, whatever the width of the integers."""
+
 _NAMES: dict[object, str] = {parts: name for name, parts in CONCRETE.items()}
 
 
@@ -346,9 +395,11 @@ def element_spelling(element: ElementFormat) -> str:
     return element.name if element.is_integer else f"fp{element.bits}_{element.name}"
 
 
-def default_scale(block: int | tuple[int, int] | WholeBlock) -> ScaleFormat:
+def default_scale(
+    block: int | tuple[int, int] | WholeBlock, zero_point: bool = False
+) -> ScaleFormat:
     """The scale format meant when a spelling names none."""
-    return FP32 if isinstance(block, str) else E8M0
+    return FP32 if isinstance(block, str) or zero_point else E8M0
 
 
 @dataclass(frozen=True)
@@ -356,8 +407,10 @@ class BlockFormat:
     """An element format, a scale format, a block shape and a scale rule.
 
     `block` is a number of values along the cast's axis, a tile `(rows, columns)`, or the name of a
-    whole block. `rule` defaults to the scale's own. `tensor_scale` is a second, outer scale for
-    the whole tensor (NVFP4).
+    whole block. A tile's columns run along the cast's axis and its rows along the other dimension
+    of the matrix: `row_dimension`. `rule` defaults to the scale's own. `tensor_scale` is a second,
+    outer scale for the whole tensor (NVFP4). `zero_point` gives each block of integers one that
+    stands for zero, so that the whole range of codes spans its values.
     """
 
     element: ElementFormat
@@ -365,6 +418,7 @@ class BlockFormat:
     block: int | tuple[int, int] | WholeBlock
     rule: ScaleRule = typing.cast("ScaleRule", None)  # noqa: RUF009 (None: the scale's own rule)
     tensor_scale: ScaleFormat | None = None
+    zero_point: bool = False
     name: str = field(init=False, compare=False, repr=False)
     """The spelling that `get_format` reads back."""
 
@@ -375,6 +429,8 @@ class BlockFormat:
         rule = self.scale.default_rule if given is None else ScaleRule(given)
         object.__setattr__(self, "rule", rule)
         fits = [r for r in ScaleRule if r.is_power_of_two == self.scale.is_power_of_two]
+        if self.scale == UNIT:
+            fits = [self.scale.default_rule]  # there is nothing to choose
         if rule not in fits:
             raise MicroscaleError(
                 f"scale rule {rule} does not apply to the scale format {self.scale}; "
@@ -390,7 +446,21 @@ class BlockFormat:
             self.tensor_scale.is_power_of_two or self.scale.is_power_of_two
         ):
             raise MicroscaleError("a tensor scale needs real-valued scales, as in nvfp4.")
+        if self.zero_point:
+            self._check_zero_point()
         object.__setattr__(self, "name", self._spell())
+
+    def _check_zero_point(self) -> None:
+        if not self.element.is_integer or self.element.specials != "finite":
+            raise MicroscaleError(
+                f"a zero point is for integers such as int8, not for {self.element}; "
+                "their whole range of codes is used then."
+            )
+        if self.scale.is_power_of_two or self.tensor_scale is not None:
+            raise MicroscaleError(
+                f"a zero point needs a real-valued scale of its own, such as {FP32}, not "
+                f"{self.tensor_scale or self.scale}."
+            )
 
     def _spell(self) -> str:
         parts = (self.element, self.scale, self.block, self.tensor_scale)
@@ -400,10 +470,12 @@ class BlockFormat:
                 self.block if not isinstance(self.block, tuple) else "x".join(map(str, self.block))
             )
             base = f"{element_spelling(self.element)}-{block}"
-            if self.scale != default_scale(self.block):
+            if self.scale != default_scale(self.block, self.zero_point):
                 base += f"-{self.scale}"
             if self.tensor_scale is not None:
                 base += f"-tensor_{self.tensor_scale}"
+        if self.zero_point:
+            base += f"-{ZERO_POINT}"
         return base if self.rule == self.scale.default_rule else f"{base}-{self.rule}"
 
     def __str__(self) -> str:
@@ -412,7 +484,7 @@ class BlockFormat:
 
     @property
     def bits_per_value(self) -> float:
-        """Stored bits per value, scales included, for axes that are multiples of the block.
+        """Bits per value, scales included, for axes that are multiples of the block.
 
         Whole blocks share one scale among as many values as the data has, so there the element
         alone counts; `storage_bits` gives the exact number for a shape.
@@ -420,7 +492,8 @@ class BlockFormat:
         if isinstance(self.block, str):
             return float(self.element.bits)
         values = self.block if isinstance(self.block, int) else math.prod(self.block)
-        return self.element.bits + self.scale.bits / values
+        shared = self.scale.bits + (self.element.bits if self.zero_point else 0)
+        return self.element.bits + shared / values
 
     def storage_bits(self, shape: tuple[int, ...], axis: int = -1) -> int:
         """Exact bits of a tensor of `shape` packed along `axis`: codes, padding, scales."""
@@ -429,12 +502,20 @@ class BlockFormat:
         length, rows = shape[axis], math.prod(shape[:axis] + shape[axis + 1 :])
         codes = rows * packed_bytes(length, self.element.bits, self.padding) * 8
         outer = self.tensor_scale.bits if self.tensor_scale else 0
-        return codes + self._scales(shape, axis) * self.scale.bits + outer
+        shared = self.scale.stored_bits + (ZERO_POINT_BITS if self.zero_point else 0)
+        return codes + self._scales(shape, axis) * shared + outer
+
+    @property
+    def counted(self) -> int:
+        """Values of a block along the axis; 0 for blocks as long as the data."""
+        if isinstance(self.block, str):
+            return 0
+        return self.block if isinstance(self.block, int) else self.block[1]
 
     @property
     def padding(self) -> int:
         """Rows are stored as multiples of this many codes."""
-        return self.block if isinstance(self.block, int) else 1
+        return self.counted or 1
 
     def _scales(self, shape: tuple[int, ...], axis: int) -> int:
         if not math.prod(shape):
@@ -443,13 +524,30 @@ class BlockFormat:
             return 1
         if self.block == "channel":
             return shape[channel_dimension(len(shape), axis)] if len(shape) > 1 else 1
-        rows = math.prod(shape[:axis] + shape[axis + 1 :])
-        return rows * (-(-shape[axis] // self.block) if isinstance(self.block, int) else 1)
+        sizes = list(shape)
+        if isinstance(self.block, tuple) and (row := row_dimension(len(shape), axis)) is not None:
+            sizes[row] = -(-shape[row] // self.block[0])
+        sizes[axis] = 1 if self.block == "token" else -(-shape[axis] // self.padding)
+        return math.prod(sizes)
 
 
 def channel_dimension(dimensions: int, axis: int) -> int:
     """The dimension that a `channel` block keeps apart: 0, or the last if 0 is reduced."""
     return 0 if axis != 0 else dimensions - 1
+
+
+def row_dimension(dimensions: int, axis: int) -> int | None:
+    """The dimension that the rows of a tile run along; a vector has none.
+
+    Of the matrices of a tensor (its last two dimensions) it is the one that is not the axis. A
+    kernel [out, in, height, width], whose matrices lie in front, is cast along another axis: there
+    it is the dimension before the axis, or the one behind it if the axis is the first.
+    """
+    if dimensions < 2:
+        return None
+    if axis >= dimensions - 2:
+        return 2 * dimensions - 3 - axis
+    return axis - 1 if axis else 1
 
 
 def packing_group(bits: int) -> int:

@@ -4,55 +4,44 @@ Data only: no torch. `microscale.policy` puts these together.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from microscale.errors import MicroscaleError, near_names
 from microscale.formats import BlockFormat
-from microscale.rounding import FlushSubnormals, Nonfinite, Overflow, Rounding
+from microscale.rounding import LAWS, Options
 from microscale.spelling import get_block_format
 
 WIDE = "fp32"
 """How an operand that is not quantized is written."""
 
-LAWS = ("rounding", "overflow", "nonfinite", "flush_subnormals")
-"""The fields of an operand besides its format."""
+_KEYS = ("format", *(law.argument() for law in LAWS))
 
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """A block format and how values are cast to it. The spellings of both are accepted."""
+    """A block format and how values are cast to it. The format's spelling is accepted."""
 
     format: BlockFormat
-    rounding: Rounding = Rounding.EVEN
-    overflow: Overflow = Overflow.SATURATE
-    nonfinite: Nonfinite = Nonfinite.BLOCK
-    flush_subnormals: FlushSubnormals = FlushSubnormals.OFF
+    options: Options = field(default_factory=Options)
 
     def __post_init__(self) -> None:
-        """Read spellings; raise MicroscaleError for those that are not known."""
+        """Read a spelling; raise MicroscaleError for one that is not known."""
         object.__setattr__(self, "format", get_block_format(self.format))
-        object.__setattr__(self, "rounding", Rounding(self.rounding))
-        object.__setattr__(self, "overflow", Overflow(self.overflow))
-        object.__setattr__(self, "nonfinite", Nonfinite(self.nonfinite))
-        object.__setattr__(self, "flush_subnormals", FlushSubnormals(self.flush_subnormals))
 
     def __str__(self) -> str:
         """Return the format's spelling, and what is unusual about the cast."""
-        return " ".join([str(self.format), *(f"{k}={v}" for k, v in self._unusual().items())])
-
-    def _unusual(self) -> dict[str, str]:
-        usual = {law.name: law.default for law in fields(self)}
-        return {name: law for name, law in self.laws.items() if law != usual[name]}
+        unusual = self.options.unusual()
+        return " ".join([str(self.format), *(f"{k}={v}" for k, v in unusual.items())])
 
     @property
-    def laws(self) -> dict[str, str]:
+    def laws(self) -> dict[str, Any]:
         """How values are cast, as keywords of `cast` and `quantize`."""
-        return {name: str(getattr(self, name)) for name in LAWS}
+        return dict(self.options.by_name())
 
     def to_data(self) -> str | dict[str, str]:
         """Return the spelling alone, or a table where the cast is not the usual one."""
-        unusual = self._unusual()
+        unusual = self.options.unusual()
         return {"format": str(self.format), **unusual} if unusual else str(self.format)
 
 
@@ -113,7 +102,10 @@ PATHS = (
 """The operands by their names in a policy."""
 
 SWITCHES = ("matmul.scores", "matmul.values")
-CHOICES = {"convolution": ("channels", "window"), "vector": ("float32", "bfloat16")}
+CHOICES = {
+    "convolution": ("channels", "window"),
+    "vector": ("float32", "bfloat16", "bfloat16_away"),
+}
 """Settings that are one of several words, the first by default."""
 
 SETTINGS = (*PATHS, *SWITCHES, *CHOICES)
@@ -187,15 +179,13 @@ def _operand(place: str, value: object, laws: Mapping[str, str]) -> Operand | No
     written: dict[str, Any] = {**laws, "format": value}
     if isinstance(value, Mapping):
         written = dict(value)
-    if unknown := written.keys() - {"format", *LAWS}:
+    if unknown := written.keys() - set(_KEYS):
         name = str(min(unknown, key=str))
-        raise MicroscaleError(
-            f"{place} has the unknown key {name!r}.{near_names(name, ('format', *LAWS))}"
-        )
+        raise MicroscaleError(f"{place} has the unknown key {name!r}.{near_names(name, _KEYS)}")
     if "format" not in written:
         raise MicroscaleError(f"{place} is {value!r}, which names no format.")
     try:
-        return Operand(**written)
+        return Operand(written.pop("format"), Options(**written))
     except MicroscaleError as error:
         raise MicroscaleError(f"{place}: {error}") from error
 

@@ -60,9 +60,9 @@ def _quantize_fake(
 def _dequantize(
     stored: list[Tensor], fmt: str, axis: int, compute: torch.dtype, length: int, dtype: torch.dtype
 ) -> Tensor:
-    codes, scales, outer = stored
+    codes, scales, outer, zero = stored
     layout = Layout(get_block_format(fmt), axis, compute)
-    return reference.dequantize((codes, scales, outer), layout, length, dtype)
+    return reference.dequantize((codes, scales, outer, zero), layout, length, dtype)
 
 
 def _dequantize_fake(
@@ -75,7 +75,9 @@ _CAST = "Tensor x, str format, int axis, str options"
 _define(f"cast({_CAST}, ScalarType dtype, Tensor? seed=None) -> Tensor", _cast, _cast_fake)
 _define(f"in_range({_CAST}) -> Tensor", _in_range, _in_range_fake)
 _define(
-    f"quantize({_CAST}, Tensor? seed=None) -> (Tensor, Tensor, Tensor)", _quantize, _quantize_fake
+    f"quantize({_CAST}, Tensor? seed=None) -> (Tensor, Tensor, Tensor, Tensor)",
+    _quantize,
+    _quantize_fake,
 )
 _define(
     "dequantize(Tensor[] stored, str format, int axis, ScalarType compute, SymInt length, "

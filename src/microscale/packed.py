@@ -7,6 +7,7 @@ The other dimensions keep their order, so everything that happens away from the 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 import microscale.ops  # noqa: F401  (registers the operators)
 from microscale.errors import MicroscaleError
-from microscale.formats import BlockFormat
+from microscale.formats import BlockFormat, row_dimension
 from microscale.kernels.storage import Layout, Stored
 
 
@@ -26,6 +27,7 @@ class Packed(Tensor):
         scales: the other dimensions (or 1 where they share a scale) and then the blocks; uint8
             codes of 8-bit scale formats, else int16 exponents, bfloat16 or float32.
         tensor_scale: float32, one value, or none where the format has no tensor scale.
+        zero_point: int8, of the shape of `scales`, or none where the format has no zero points.
         packing: format, axis and the type that decoding computes in.
 
     `dtype` is the type that `dequantize` gives unless told otherwise.
@@ -34,6 +36,7 @@ class Packed(Tensor):
     codes: Tensor
     scales: Tensor
     tensor_scale: Tensor
+    zero_point: Tensor
     packing: Layout
 
     def __new__(
@@ -43,7 +46,7 @@ class Packed(Tensor):
         self: Self = torch.Tensor._make_wrapper_subclass(
             cls, tuple(shape), dtype=dtype, device=stored[0].device
         )
-        self.codes, self.scales, self.tensor_scale = stored
+        self.codes, self.scales, self.tensor_scale, self.zero_point = stored
         self.packing = layout
         return self
 
@@ -59,8 +62,8 @@ class Packed(Tensor):
 
     @property
     def stored(self) -> Stored:
-        """Codes, scales and tensor scale."""
-        return self.codes, self.scales, self.tensor_scale
+        """Codes, scales, tensor scale and zero points."""
+        return self.codes, self.scales, self.tensor_scale, self.zero_point
 
     @property
     def length(self) -> int:
@@ -78,6 +81,24 @@ class Packed(Tensor):
             list(self.stored), *self.packing.spelled, self.length, dtype or self.dtype
         )
         return values.reshape(self.shape)
+
+    def with_row_scales(self) -> Self:
+        """The same values without tiles: every row has scales of its own (no other bit changes)."""
+        if not isinstance(self.format.block, tuple):
+            return self
+        height, width = self.format.block
+        rows = row_dimension(self.dim(), self.axis)
+        stored = list(self.stored)
+        if rows is not None:
+            place = rows - (rows > self.axis)
+            for part in (1, 3) if self.format.zero_point else (1,):
+                repeated = stored[part].repeat_interleave(height, place)
+                stored[part] = repeated.narrow(place, 0, self.shape[rows])
+        packing = self.packing._replace(format=replace(self.format, block=width))
+        codes, scales, tensor_scale, zero_point = stored
+        return type(self)(
+            (codes, scales, tensor_scale, zero_point), packing, self.shape, self.dtype
+        )
 
     def share_memory_(self) -> Self:
         """Move the parts to shared memory, for other processes."""

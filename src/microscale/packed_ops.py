@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from microscale.errors import MicroscaleError
+from microscale.formats import row_dimension
 from microscale.kernels.plan import FLOATS
 from microscale.kernels.storage import Stored
 from microscale.packed import Packed
@@ -44,10 +45,22 @@ def _describe(args: Iterable[Any]) -> str:
     return next((repr(a) for a in args if isinstance(a, Packed)), "inside a list")
 
 
-def _with(q: Packed, parts: Iterable[Tensor], axis: int, shape: Iterable[int]) -> Packed:
-    codes, scales, *rest = parts
-    outer = rest[0] if rest else q.tensor_scale
-    return type(q)((codes, scales, outer), q.packing._replace(axis=axis), tuple(shape), q.dtype)
+def _with(
+    q: Packed,
+    codes: Tensor,
+    axis: int,
+    shape: Iterable[int],
+    shared: Callable[[Tensor], Tensor],
+) -> Packed:
+    """The tensor of new codes; `shared` changes what each block has one of."""
+    zero_point = shared(q.zero_point) if q.format.zero_point else q.zero_point
+    stored = (codes, shared(q.scales), q.tensor_scale, zero_point)
+    return type(q)(stored, q.packing._replace(axis=axis), tuple(shape), q.dtype)
+
+
+def _of_each(q: Packed, function: Callable[[Tensor], Tensor]) -> Packed:
+    codes, scales, tensor_scale, zero_point = map(function, q.stored)
+    return type(q)((codes, scales, tensor_scale, zero_point), q.packing, q.shape, q.dtype)
 
 
 def _stored_dimension(q: Packed, dimension: int, func: torch._ops.OpOverload) -> int:
@@ -66,12 +79,12 @@ def _stored_dimension(q: Packed, dimension: int, func: torch._ops.OpOverload) ->
 
 @_handles(aten.detach.default, aten.alias.default, aten.lift_fresh.default)
 def _alias(func: torch._ops.OpOverload, q: Packed) -> Packed:
-    return _with(q, (func(part) for part in q.stored), q.axis, q.shape)
+    return _of_each(q, func)
 
 
 @_handles(aten.clone.default)
 def _clone(func: torch._ops.OpOverload, q: Packed, **_: Any) -> Packed:
-    return _with(q, (part.clone() for part in q.stored), q.axis, q.shape)
+    return _of_each(q, Tensor.clone)
 
 
 @_handles(aten._to_copy.default)
@@ -82,8 +95,8 @@ def _to(func: torch._ops.OpOverload, q: Packed, **keywords: Any) -> Packed:
             f"a BlockTensor cannot have dtype {dtype}; call x.dequantize() first."
         )
     device = keywords.get("device") or q.device
-    stored = [part.to(device, copy=True) for part in q.stored]
-    return type(q)((stored[0], stored[1], stored[2]), q.packing, q.shape, dtype)
+    moved = _of_each(q, lambda part: part.to(device, copy=True))
+    return type(q)(moved.stored, q.packing, q.shape, dtype)
 
 
 @_handles(aten.copy_.default)
@@ -122,12 +135,14 @@ def _equal(func: torch._ops.OpOverload, a: Tensor, b: Tensor) -> bool:
 
 @_handles(aten.select.int)
 def _select(func: torch._ops.OpOverload, q: Packed, dim: int = 0, index: int = 0) -> Packed:
+    q = q.with_row_scales()
     stored = _stored_dimension(q, dim, func)
-    codes = q.codes.select(stored, index)
     # A dimension that shares one scale has size 1 there.
-    scales = q.scales.select(stored, index if q.scales.shape[stored] > 1 else 0)
+    place = index if q.scales.shape[stored] > 1 else 0
     shape = [size for d, size in enumerate(q.shape) if d != dim % q.dim()]
-    return _with(q, (codes, scales), q.axis - (dim % q.dim() < q.axis), shape)
+    axis = q.axis - (dim % q.dim() < q.axis)
+    codes = q.codes.select(stored, index)
+    return _with(q, codes, axis, shape, lambda part: part.select(stored, place))
 
 
 @_handles(aten.slice.Tensor)
@@ -141,15 +156,20 @@ def _slice(
 ) -> Packed:
     whole = (start or 0) == 0 and (end is None or end >= q.shape[dim]) and step == 1
     if whole:
-        return _with(q, q.stored, q.axis, q.shape)
+        return _of_each(q, aten.alias.default)
+    q = q.with_row_scales()
     stored = _stored_dimension(q, dim, func)
+
+    def cut(part: Tensor) -> Tensor:
+        if part.shape[stored] == 1:
+            return part
+        piece: Tensor = aten.slice.Tensor(part, stored, start, end, step)
+        return piece
+
     codes = aten.slice.Tensor(q.codes, stored, start, end, step)
-    scales = q.scales
-    if scales.shape[stored] > 1:
-        scales = aten.slice.Tensor(scales, stored, start, end, step)
     shape = list(q.shape)
     shape[dim] = codes.shape[stored]
-    return _with(q, (codes, scales), q.axis, shape)
+    return _with(q, codes, q.axis, shape, cut)
 
 
 @_handles(aten.split.Tensor, aten.split_with_sizes.default)
@@ -172,9 +192,12 @@ def _unbind(func: torch._ops.OpOverload, q: Packed, dim: int = 0) -> list[Packed
 @_handles(aten.permute.default)
 def _permute(func: torch._ops.OpOverload, q: Packed, dims: list[int]) -> Packed:
     dims = [d % q.dim() for d in dims]
+    axis, rows = dims.index(q.axis), row_dimension(q.dim(), q.axis)
+    if rows is not None and dims.index(rows) != row_dimension(q.dim(), axis):
+        q = q.with_row_scales()
     order = [d - (d > q.axis) for d in dims if d != q.axis] + [q.dim() - 1]
-    parts = (q.codes.permute(order), q.scales.permute(order))
-    return _with(q, parts, dims.index(q.axis), (q.shape[d] for d in dims))
+    shape = [q.shape[d] for d in dims]
+    return _with(q, q.codes.permute(order), axis, shape, lambda part: part.permute(order))
 
 
 @_handles(aten.transpose.int)
@@ -202,7 +225,8 @@ def _t(func: torch._ops.OpOverload, q: Packed) -> Packed:
 def _view(func: torch._ops.OpOverload, q: Packed, *args: Any, **kwargs: Any) -> Packed:
     shape = func(torch.empty(q.shape, device="meta"), *args, **kwargs).shape
     if shape == q.shape:
-        return _with(q, q.stored, q.axis, q.shape)
+        return _of_each(q, aten.alias.default)
+    q = q.with_row_scales()
     axis = _axis_in(shape, q)
     if axis is None:
         raise MicroscaleError(
@@ -210,12 +234,14 @@ def _view(func: torch._ops.OpOverload, q: Packed, *args: Any, **kwargs: Any) -> 
             "call it on x.dequantize()."
         )
     rest = (*shape[:axis], *shape[axis + 1 :])
-    scales = q.scales.expand(*q.codes.shape[:-1], -1)
-    if func is aten.expand.default:
-        parts = (part.expand(*rest, -1) for part in (q.codes, scales))
-    else:
-        parts = (part.reshape(*rest, part.shape[-1]) for part in (q.codes, scales))
-    return _with(q, parts, axis, shape)
+    before = q.codes.shape[:-1]
+
+    def change(part: Tensor) -> Tensor:
+        if func is aten.expand.default:
+            return part.expand(*before, -1).expand(*rest, -1)
+        return part.expand(*before, -1).reshape(*rest, part.shape[-1])
+
+    return _with(q, change(q.codes), axis, shape, change)
 
 
 def _axis_in(shape: torch.Size, q: Packed) -> int | None:
@@ -239,25 +265,29 @@ def _index(func: torch._ops.OpOverload, q: Packed, indices: list[Tensor | None])
             f"indexing {q!r} with tensors works on dimension 0 alone, away from the block axis; "
             "call it on x.dequantize()."
         )
-    index = indices[0]
+    index, q = indices[0], q.with_row_scales()
     assert index is not None
-    codes = q.codes[index]
-    scales = q.scales[index] if q.scales.shape[0] == q.codes.shape[0] else q.scales
-    scales = scales.expand(*codes.shape[:-1], -1)
+    codes, rows = q.codes[index], q.codes.shape[0]
     added = codes.dim() - q.codes.dim()
-    return _with(q, (codes, scales), q.axis + added, (*codes.shape[: added + 1], *q.shape[1:]))
+
+    def gather(part: Tensor) -> Tensor:
+        return (part[index] if part.shape[0] == rows else part).expand(*codes.shape[:-1], -1)
+
+    return _with(q, codes, q.axis + added, (*codes.shape[: added + 1], *q.shape[1:]), gather)
 
 
 @_handles(aten.index_select.default)
 def _index_select(func: torch._ops.OpOverload, q: Packed, dim: int, index: Tensor) -> Packed:
+    q = q.with_row_scales()
     stored = _stored_dimension(q, dim, func)
-    codes = q.codes.index_select(stored, index)
-    scales = q.scales
-    if scales.shape[stored] == q.codes.shape[stored]:
-        scales = scales.index_select(stored, index)
+    size = q.codes.shape[stored]
+
+    def gather(part: Tensor) -> Tensor:
+        return part.index_select(stored, index) if part.shape[stored] == size else part
+
     shape = list(q.shape)
     shape[dim] = index.numel()
-    return _with(q, (codes, scales), q.axis, shape)
+    return _with(q, gather(q.codes), q.axis, shape, gather)
 
 
 # ---------------------------------------------------------------- products

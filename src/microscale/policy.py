@@ -8,8 +8,9 @@ the wider type, and is written "fp32".
 `convolution` says what the blocks of a convolution run along: "channels", or the whole "window" of
 a group (channels x kernel) as its matrix product sees it. `vector` is the type that products,
 softmax, norms, activations and residual adds deliver: "float32" stands for the model's own, and
-docs/guide.md lists the functions that "bfloat16" rounds. `cache` is for the keys and values that
-a generating model keeps; unlike `storage` it follows nothing.
+docs/guide.md lists the functions that "bfloat16" rounds ("bfloat16_away": ties away from zero).
+`cache` is for the keys and values that a generating model keeps; unlike `storage` it follows
+nothing.
 
 As TOML, where what is left out of `matmul` and `storage` follows `forward`:
 
@@ -37,7 +38,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from microscale.errors import MicroscaleError
+from microscale.errors import MicroscaleError, near_names
 from microscale.formats import BlockFormat
 from microscale.operands import (
     CHOICES,
@@ -57,6 +58,7 @@ from microscale.operands import (
     read_settings,
     table,
 )
+from microscale.profiles import PROFILES, USUAL
 
 _BACKWARD = ("dgrad.", "wgrad.")
 
@@ -115,12 +117,14 @@ class Policy:
             storage: of embedding tables; the weight's by default.
             cache: of the keys and values that a generating model keeps.
             convolution: whether blocks run along "channels" or the whole "window".
-            vector: the type that vector operations deliver, "float32" or "bfloat16".
+            vector: the type that vector operations deliver, "float32", "bfloat16" or
+                "bfloat16_away" (ties away from zero).
             scores: whether attention's product of queries and keys is quantized.
             values: whether attention's product of probabilities and values is quantized.
             ignore: patterns of modules to leave alone.
             overrides: by pattern, a pair such as "mxfp8_e4m3/fp32" or a table of operands.
-            laws: rounding, overflow, nonfinite, flush_subnormals of all operands given as formats.
+            laws: the keywords of `cast` of all operands given as formats: rounding, overflow,
+                nonfinite, flush_subnormals, prerounding.
 
         Raises:
             MicroscaleError: formats, keywords or paths that are not known.
@@ -141,19 +145,42 @@ class Policy:
         return _read(data, laws)
 
     @classmethod
+    def named(
+        cls,
+        profile: str,
+        weight: Spelling = None,
+        activation: Spelling = None,
+        grad: Spelling = None,
+        **further: Any,
+    ) -> "Policy":
+        """Fill all operands as `of` does, with the settings of one of `PROFILES` ("ocp", "paper").
+
+        `further` are keywords of `of`, which come before the profile's. Raises MicroscaleError.
+        """
+        if profile not in PROFILES:
+            near = near_names(profile, PROFILES)
+            raise MicroscaleError(f"profile {profile!r} is not known.{near}")
+        return cls.of(weight, activation, grad, **{**PROFILES[profile], **further})
+
+    @classmethod
     def parse(cls, spelling: str) -> "Policy":
         """Read a pair `weight/activation`, or one format for both; "fp32" is not quantized.
 
-        Raises MicroscaleError for formats that are not known, or that activations cannot have.
+        A profile may stand before it, as in `paper:mxfp4/mxfp6_e2m3`. Raises MicroscaleError for
+        profiles and formats that are not known, and formats that activations cannot have.
         """
-        return cls.of(*_pair(spelling))
+        profile, colon, pair = spelling.rpartition(":")
+        return cls.named(profile.strip().lower() if colon else USUAL, *_pair(pair))
 
     def __str__(self) -> str:
-        """Return the pair that `parse` reads, marked where the policy holds more than the pair."""
+        """Return the spelling that `parse` reads, marked where the policy holds more than that."""
         formats = [x and x.format for x in (self.forward.weight, self.forward.input)]
         weight, activation = (str(x) if x else WIDE for x in formats)
         pair = weight if weight == activation else f"{weight}/{activation}"
-        return pair if self == Policy.of(*formats) else f"{pair} (with further settings)"
+        for profile in PROFILES:
+            if self == Policy.named(profile, *formats):
+                return pair if profile == USUAL else f"{profile}:{pair}"
+        return f"{pair} (with further settings)"
 
     def setting(self, path: str) -> Setting:
         """Return what stands at one of `SETTINGS`, such as "forward.input"."""

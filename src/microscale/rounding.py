@@ -8,7 +8,7 @@ exponent and the value of the largest element.
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import Self
+from typing import Any, Self
 
 from microscale.errors import MicroscaleError, near_names
 
@@ -60,6 +60,10 @@ class ScaleRule(Law):
     CEIL = "ceil", "exponent = ceil(log2(amax)) - emax"
     EVEN = "even", "exponent = floor(log2(R(amax))) - emax"
     RCEIL = "rceil", "exponent = ceil(log2(amax / largest))"
+    SEVEN_QUARTERS = (
+        "seven_quarters",
+        "floor's exponent, one more where amax is 7/4 of its power of two or larger",
+    )
     MSE = "mse", "of floor's exponent and its two neighbours the one with the least squared error"
     AMAX = "amax", "scale = amax / largest, rounded once to the scale format"
     FOUR_OVER_SIX = (
@@ -101,6 +105,19 @@ class FlushSubnormals(Law):
     BLOCK = "block", "a block whose amax is below 2^-126 becomes zero (the paper's library)"
 
 
+class Prerounding(Law):
+    """Whether values are rounded to a wider type before anything else."""
+
+    OFF = "off", "values are taken as they are"
+    BFLOAT16 = (
+        "bfloat16",
+        (
+            "values are rounded to bfloat16 first: as `rounding` says, to nearest even where that "
+            "is stochastic; beyond its largest to infinity (the paper's library)"
+        ),
+    )
+
+
 class Gradient(Law):
     """The gradient of a cast (a straight-through estimator)."""
 
@@ -122,28 +139,36 @@ class Options:
     overflow: Overflow = Overflow.SATURATE
     nonfinite: Nonfinite = Nonfinite.BLOCK
     flush_subnormals: FlushSubnormals = FlushSubnormals.OFF
+    prerounding: Prerounding = Prerounding.OFF
 
     def __post_init__(self) -> None:
         """Resolve the names."""
-        object.__setattr__(self, "rounding", Rounding(self.rounding))
-        object.__setattr__(self, "overflow", Overflow(self.overflow))
-        object.__setattr__(self, "nonfinite", Nonfinite(self.nonfinite))
-        object.__setattr__(self, "flush_subnormals", FlushSubnormals(self.flush_subnormals))
+        for law in LAWS:
+            object.__setattr__(self, law.argument(), law(getattr(self, law.argument())))
 
     def __str__(self) -> str:
         """Return the spelling that `read_options` takes back."""
-        return f"{self.rounding} {self.overflow} {self.nonfinite} {self.flush_subnormals}"
+        return " ".join(self.by_name().values())
+
+    def by_name(self) -> dict[str, str]:
+        """Each option as a keyword of `cast` and `quantize`."""
+        return {law.argument(): str(getattr(self, law.argument())) for law in LAWS}
+
+    def unusual(self) -> dict[str, str]:
+        """The options that are not the usual ones."""
+        usual = Options().by_name()
+        return {name: law for name, law in self.by_name().items() if law != usual[name]}
+
+
+LAWS: tuple[type[Law], ...] = (Rounding, Overflow, Nonfinite, FlushSubnormals, Prerounding)
+"""What can be chosen for a cast, in the order of the fields of `Options`."""
 
 
 @lru_cache(maxsize=256)
-def make_options(rounding: str, overflow: str, nonfinite: str, flush_subnormals: str) -> Options:
-    """Options by name."""
-    return Options(
-        Rounding(rounding),
-        Overflow(overflow),
-        Nonfinite(nonfinite),
-        FlushSubnormals(flush_subnormals),
-    )
+def make_options(*names: str) -> Options:
+    """Options by name, in the order of `LAWS`."""
+    laws: tuple[Any, ...] = tuple(law(name) for law, name in zip(LAWS, names, strict=True))
+    return Options(*laws)
 
 
 def read_options(spelling: str) -> Options:

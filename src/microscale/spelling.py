@@ -7,10 +7,11 @@ from microscale.errors import MicroscaleError, near_names
 from microscale.formats import (
     CONCRETE,
     ELEMENTS,
+    FLOAT_SPECIALS,
     NAMED,
     SCALES,
-    SPECIALS,
     WHOLE_BLOCKS,
+    ZERO_POINT,
     BlockFormat,
     ElementFormat,
     Specials,
@@ -24,7 +25,7 @@ from microscale.formats import (
 from microscale.rounding import ScaleRule
 
 _FLOAT = re.compile(r"(?:fp[0-9]_)?e([0-9])m([0-9])(?:b([0-9]{1,3}))?(finite|fn|fnuz|ieee)?")
-_INTEGER = re.compile(r"int([0-9]{1,3})")
+_INTEGER = re.compile(r"int([0-9]{1,3})(full)?")
 _BLOCK = re.compile(r"([0-9]{1,9})(?:x([0-9]{1,9}))?")
 _ALIASES = {"mxfp8": "mxfp8_e4m3", "mxfp6": "mxfp6_e2m3", "mxfp4_e2m1": "mxfp4"}
 
@@ -76,19 +77,21 @@ def _read_block(
     scale = concrete.scale if concrete else None
     rule: ScaleRule | None = None
     tensor_scale = concrete.tensor_scale if concrete else None
-    for kind, option in _sort_options(spelling, options).items():
+    options_by_kind = _sort_options(spelling, options)
+    for kind, option in options_by_kind.items():
         if kind == "block":
             block = _read_size(option)
         elif kind == "scale":
             scale = SCALES[option]
         elif kind == "rule":
             rule = ScaleRule(option)
-        else:
+        elif kind == "tensor scale":
             tensor_scale = SCALES[option.removeprefix("tensor_")]
     if block is None:
         raise MicroscaleError(f"format {spelling!r} names no block; add one, as in {element}-32.")
-    scale = scale or default_scale(block)
-    return BlockFormat(element, scale, block, rule or scale.default_rule, tensor_scale)
+    zero_point = ZERO_POINT in options_by_kind
+    scale = scale or default_scale(block, zero_point)
+    return BlockFormat(element, scale, block, rule or scale.default_rule, tensor_scale, zero_point)
 
 
 def _sort_options(spelling: str, options: list[str]) -> dict[str, str]:
@@ -103,8 +106,10 @@ def _sort_options(spelling: str, options: list[str]) -> dict[str, str]:
             kind = "rule"
         elif option.startswith("tensor_") and option.removeprefix("tensor_") in SCALES:
             kind = "tensor scale"
+        elif option == ZERO_POINT:
+            kind = ZERO_POINT
         else:
-            known = [*WHOLE_BLOCKS, "32", *SCALES, *ScaleRule]
+            known = [*WHOLE_BLOCKS, "32", *SCALES, *ScaleRule, ZERO_POINT]
             raise MicroscaleError(
                 f"format {spelling!r}: option {option!r} is not known.{near_names(option, known)}"
             )
@@ -128,9 +133,9 @@ def _read_size(option: str) -> int | tuple[int, int] | WholeBlock | None:
 
 def _read_element(name: str) -> ElementFormat | None:
     if match := _INTEGER.fullmatch(name):
-        return integer_format(int(match[1]))
+        return integer_format(int(match[1]), "full" if match[2] else "finite")
     if match := _FLOAT.fullmatch(name):
-        kinds: dict[str, Specials] = {str(kind): kind for kind in SPECIALS}
+        kinds: dict[str, Specials] = {str(kind): kind for kind in FLOAT_SPECIALS}
         bias = int(match[3]) if match[3] else None
         element = float_format(int(match[1]), int(match[2]), kinds.get(match[4] or ""), bias)
         prefix = name.partition("_")[0] if name.startswith("fp") else f"fp{element.bits}"

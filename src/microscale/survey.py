@@ -151,14 +151,18 @@ def _transposed(module: _ConvTransposeNd, operand: Operand | None) -> Weight:
     span = module.in_channels // groups
     within = isinstance(block, int) and span % block == 0
     # Along dimension 0 a "channel" is something else, and blocks do not stop where groups do.
-    packable = block == "tensor" or within or (groups == 1 and isinstance(block, int))
+    counted = isinstance(block, int) or (isinstance(block, tuple) and module.weight.dim() > 3)
+    packable = block == "tensor" or within or (groups == 1 and counted)
     return Weight("weight", module.weight, operand, 0, span, packable)
 
 
 def _window(module: _ConvNd, operand: Operand | None) -> Weight:
     """The weight [out, in / groups, ...] of a convolution, blocks along all but its first axis."""
     whole = operand is not None and operand.format.block in ("channel", "tensor")
-    packable = whole or module.weight[0, 0].numel() == 1
+    # The tiles of a kernel of three dimensions are not those of the matrix it is flattened to.
+    tiled = operand is not None and isinstance(operand.format.block, tuple)
+    matrix = module.weight[0, 0].numel() == 1 and not (tiled and module.weight.dim() == 3)
+    packable = whole or matrix
     return Weight("weight", module.weight, operand, 1, module.weight[0].numel(), packable)
 
 
@@ -279,9 +283,9 @@ def _notes(module: nn.Module, found: list[Weight], vector: str) -> Iterator[str]
         yield "as its forward calls them"
     if not all(w.packable for w in found):
         yield "stored as it is"
-    blocks = {(w.length, w.operand.format.block) for w in found if w.operand}
-    for length, block in sorted(blocks, key=str):
-        if isinstance(block, int) and length < block:
+    blocks = {(w.length, w.operand.format.counted) for w in found if w.operand}
+    for length, block in sorted(blocks):
+        if block and length < block:
             yield f"blocks of {length}"
-        elif isinstance(block, int) and length % block:
+        elif block and length % block:
             yield f"last block of {length % block}"

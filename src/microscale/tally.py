@@ -23,7 +23,6 @@ from torch import Tensor
 from microscale.kernels import reference
 from microscale.kernels.plan import plan
 from microscale.operands import Operand
-from microscale.rounding import make_options
 from microscale.weights import cast_values
 
 OUTLIER = 6.0
@@ -122,7 +121,7 @@ class Tally:
             self.channels += power
 
     def _add_blocks(self, x: Tensor, axis: int, counted: Tensor) -> None:
-        checked = plan(x, self.operand.format, axis, make_options(**self.operand.laws))
+        checked = plan(x, self.operand.format, axis, self.operand.options)
         self.saturated += int((counted & ~reference.in_range(x, checked)).sum())
         given, present = (
             reference.split(reference.widen(values, checked.format), checked)

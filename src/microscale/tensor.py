@@ -13,7 +13,7 @@ from microscale.cast import result_dtype, to_tensor, write
 from microscale.errors import MicroscaleError
 from microscale.formats import BlockFormat
 from microscale.kernels.plan import plan
-from microscale.kernels.storage import Layout
+from microscale.kernels.storage import PARTS, Layout
 from microscale.packed import Packed
 from microscale.packed_ops import dispatch
 from microscale.rounding import make_options
@@ -24,15 +24,15 @@ from microscale.spelling import get_block_format
 class BlockTensor(Packed):
     """A tensor whose values are stored packed in a block format: codes and shared scales.
 
-    Attributes: `codes`, `scales`, `tensor_scale`, `format`, `axis` (see `Packed`); `shape` and
-    `dtype` are those of the values it stands for. It goes wherever a weight goes: into
+    Attributes: `codes`, `scales`, `tensor_scale`, `zero_point`, `format`, `axis` (see `Packed`);
+    `shape` and `dtype` are those of the values it stands for. It goes wherever a weight goes: into
     torch.nn.functional.linear and the matrix products, nn.Parameter, state_dict, torch.save and
     torch.load(weights_only=True). What it does not support it refuses by name.
     """
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Layout, torch.dtype]]:
         """Name the parts, for torch.compile."""
-        return ["codes", "scales", "tensor_scale"], (self.packing, self.dtype)
+        return list(PARTS), (self.packing, self.dtype)
 
     @staticmethod
     def __tensor_unflatten__(
@@ -42,7 +42,8 @@ class BlockTensor(Packed):
         stride: Sequence[int],
     ) -> "BlockTensor":
         """Rebuild from the parts, for torch.compile."""
-        stored = (parts["codes"], parts["scales"], parts["tensor_scale"])
+        codes, scales, tensor_scale, zero_point = (parts[name] for name in PARTS)
+        stored = (codes, scales, tensor_scale, zero_point)
         return BlockTensor(stored, context[0], shape, context[1])
 
     def _stable_hash_for_caching(self) -> str:
@@ -58,8 +59,8 @@ class BlockTensor(Packed):
     def __deepcopy__(self, memo: dict[int, object]) -> "BlockTensor":
         """Copy the parts; a parameter stays one."""
         function, arguments = self.__reduce_ex__(4)
-        parts = (part.clone() for part in arguments[:3])
-        copied: BlockTensor = function(*parts, *arguments[3:])
+        parts = (part.clone() for part in arguments[: len(PARTS)])
+        copied: BlockTensor = function(*parts, *arguments[len(PARTS) :])
         memo[id(self)] = copied
         return copied
 
@@ -78,10 +79,11 @@ class BlockTensor(Packed):
         return dispatch(func, args, kwargs or {})
 
 
-def rebuild(
+def rebuild(  # noqa: PLR0917  (pickled arguments have no names)
     codes: Tensor,
     scales: Tensor,
     tensor_scale: Tensor,
+    zero_point: Tensor,
     record: tuple[str, int, torch.dtype, Sequence[int], torch.dtype],
     requires_grad: bool,
     is_parameter: bool,
@@ -89,7 +91,7 @@ def rebuild(
     """Make a BlockTensor again from what `__reduce_ex__` gave."""
     spelling, axis, compute, shape, dtype = record
     layout = Layout(get_block_format(spelling), axis, compute)
-    tensor = BlockTensor((codes, scales, tensor_scale), layout, shape, dtype)
+    tensor = BlockTensor((codes, scales, tensor_scale, zero_point), layout, shape, dtype)
     if is_parameter:
         parameter: Any = torch.nn.Parameter(tensor, requires_grad)
         return parameter  # type: ignore[no-any-return]
@@ -109,6 +111,7 @@ def quantize(
     overflow: str = "saturate",
     nonfinite: str = "block",
     flush_subnormals: str = "off",
+    prerounding: str = "off",
     seed: Seed = None,
 ) -> BlockTensor:
     """Cast `x` and keep codes and scales, truly packed. The arguments are those of `cast`.
@@ -117,7 +120,7 @@ def quantize(
     `dequantize(quantize(x, ...)) == cast(x, ...)` bit for bit. Raises MicroscaleError.
     """
     tensor = to_tensor(x)
-    options = make_options(rounding, overflow, nonfinite, flush_subnormals)
+    options = make_options(rounding, overflow, nonfinite, flush_subnormals, prerounding)
     checked = plan(tensor, fmt, axis, options)
     spelled = (str(checked.format), checked.axis, str(options))
     key = seed_tensor(seed, rounding)

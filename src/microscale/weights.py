@@ -86,15 +86,8 @@ def cast_operand(x: Tensor, operand: Operand | None, axis: int) -> Tensor:
 
 def cast_values(x: Tensor, operand: Operand, axis: int) -> Tensor:
     """Cast `x` as `cast_operand` does, unseen by watchers."""
-    return cast(
-        x,
-        operand.format,
-        axis,
-        rounding=operand.rounding,
-        overflow=operand.overflow,
-        nonfinite=operand.nonfinite,
-        flush_subnormals=operand.flush_subnormals,
-    )
+    values: Tensor = cast(x, operand.format, axis, **operand.laws)
+    return values
 
 
 def cast_weight(weight: Tensor, operand: Operand | None, axis: int) -> Tensor:

@@ -447,3 +447,11 @@ def test_convolutions_by_window(convolution: str) -> None:
     error_diffusion(model, policy, data)
     solved, nearest = (F.mse_loss(outputs(m, data), wide) for m in (model, direct))
     assert solved < nearest
+
+
+@pytest.mark.parametrize("fmt", ["mxfp4-16x16", "int4-16-zero_point"])
+def test_blocks_that_are_not_columns_are_refused(fmt: str) -> None:
+    model = nn.Sequential(nn.Linear(16, 8))
+    with pytest.raises(MicroscaleError, match=r"policy forward.weight is .*: tiles and zero"):
+        error_diffusion(model, f"{fmt}/fp32", [torch.randn(4, 16)])
+    assert type(model[0]) is nn.Linear

@@ -196,8 +196,10 @@ def test_a_mapping_without_loss_tests_no_finding() -> None:
 
 def test_formats_may_be_records_and_policies() -> None:
     policy = Policy.of("mxfp4", "fp32")
-    found = compare(Classifier(), evaluation(), [MXFP4, policy, "MXINT8"])
-    assert [row.format for row in found.rows[1:]] == ["mxfp4", "mxfp4/fp32", "mxint8"]
+    found = compare(Classifier(), evaluation(), [MXFP4, policy, "MXINT8", "paper:mxfp4"])
+    names = [row.format for row in found.rows[1:]]
+    assert names == ["mxfp4", "mxfp4/fp32", "mxint8", "paper:mxfp4"]
+    assert found.rows[1].figures != found.rows[4].figures
 
 
 def test_activations_alone_leave_the_size_as_it_is() -> None:

@@ -87,6 +87,12 @@ def test_one_format_that_loses_more_refutes_that_mxfp4_loses_most() -> None:
     assert "int4-tensor" in found.detail
 
 
+def test_a_profile_of_mxfp4_is_no_other_format() -> None:
+    twin = {"paper:mxfp4": figures(4, 3.0)}
+    assert judge(BASE, USUAL | twin)[-1].verdict is Verdict.HOLDS
+    assert judge(BASE, {"mxfp4": USUAL["mxfp4"]} | twin)[-1].verdict is Verdict.UNTESTED
+
+
 def test_one_tie_leaves_open_that_mxfp4_loses_most() -> None:
     assert judge(BASE, USUAL | {"nvfp4": USUAL["mxfp4"]})[-1].verdict is Verdict.OPEN
 

@@ -23,6 +23,8 @@ from microscale.suite.predictions import Predictions
 from microscale.suite.task import Task
 from suite.tiny import Classifier, data, evaluation
 
+PAPER = "mxfp4 rounding=away flush_subnormals=block prerounding=bfloat16"
+
 
 @pytest.fixture(scope="module")
 def found() -> Inspection:
@@ -100,6 +102,14 @@ def test_a_model_that_is_one_layer() -> None:
     found = inspect(model, evaluation(), "mxfp4")
     assert [layer.module for layer in found.layers] == [""]
     assert "(model)" in str(found)
+    assert found.layers[0].alone == found.whole
+
+
+def test_a_profile_is_inspected() -> None:
+    model = nn.Linear(32, 5)
+    found = inspect(model, evaluation(), "paper:mxfp4")
+    assert found.format == "paper:mxfp4"
+    assert {operand.format for operand in found.layers[0].operands} == {PAPER}
     assert found.layers[0].alone == found.whole
 
 

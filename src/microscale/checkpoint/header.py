@@ -8,8 +8,8 @@ A checkpoint is a safetensors file. Its metadata holds one entry, "microscale", 
      "aliases": {"lm_head.weight": "embed.weight"},
      "policy": {...} or null}
 
-A packed tensor NAME is stored as NAME.codes, NAME.scales and, where its format has one,
-NAME.tensor_scale; docs/checkpoint.md says how these are laid out.
+A packed tensor NAME is stored as NAME.codes, NAME.scales and, where its format has them,
+NAME.tensor_scale and NAME.zero_point; docs/checkpoint.md says how these are laid out.
 """
 
 import json
@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from microscale.errors import MicroscaleError
+from microscale.formats import BlockFormat
 from microscale.kernels.plan import FLOATS, Plan, check_axis
-from microscale.kernels.storage import Layout, empty_storage
+from microscale.kernels.storage import PARTS, Layout, Stored, empty_storage
 from microscale.spelling import get_block_format
 
 KEY = "microscale"
 VERSION = 1
-PARTS = ("codes", "scales", "tensor_scale")
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
 
 
@@ -46,12 +46,23 @@ class Packed:
         axis = check_axis(self.axis, len(self.shape))
         return Layout(get_block_format(self.format), axis, DTYPES[self.compute])
 
-    def expected(self) -> tuple[torch.Tensor, ...]:
+    def expected(self) -> Stored:
         """Tensors without storage, of the shapes and types that the parts must have."""
         fmt, axis, _ = self.layout
         x = torch.empty(self.shape, dtype=DTYPES[self.dtype], device="meta")
-        parts = empty_storage(x, Plan.of(fmt, axis))
-        return parts if fmt.tensor_scale else parts[:2]
+        return empty_storage(x, Plan.of(fmt, axis))
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The parts that are stored, with their places among all."""
+        return stored_parts(self.layout.format)
+
+
+def stored_parts(fmt: BlockFormat) -> dict[str, int]:
+    """The parts of a packed tensor that a file holds, with their places among all."""
+    absent = {"tensor_scale"} if fmt.tensor_scale is None else set()
+    absent |= set() if fmt.zero_point else {"zero_point"}
+    return {part: place for place, part in enumerate(PARTS) if part not in absent}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from microscale.checkpoint.header import DTYPES, KEY, PARTS, Header, Packed, read_header
+from microscale.checkpoint.header import DTYPES, KEY, Header, Packed, read_header, stored_parts
 from microscale.checkpoint.state import packed_weights, policy_of
 from microscale.convert import convert
 from microscale.errors import MicroscaleError
 from microscale.files import check_output
+from microscale.kernels.storage import PARTS
 from microscale.policy import Policy
 from microscale.survey import Weight
 from microscale.tensor import BlockTensor, quantize
@@ -93,15 +94,7 @@ def _quantized(x: Tensor, weight: Weight) -> Tensor:
     operand = weight.operand
     if operand is None or isinstance(x, BlockTensor):
         return x
-    return quantize(
-        x,
-        operand.format,
-        weight.axis,
-        rounding=operand.rounding,
-        overflow=operand.overflow,
-        nonfinite=operand.nonfinite,
-        flush_subnormals=operand.flush_subnormals,
-    )
+    return quantize(x, operand.format, weight.axis, **operand.laws)
 
 
 def _without_aliases(
@@ -130,9 +123,8 @@ def _parts(tensors: Tensors) -> Tensors:
     parts: Tensors = {}
     for name, x in tensors.items():
         if isinstance(x, BlockTensor):
-            kept = PARTS if x.format.tensor_scale else PARTS[:2]
-            stored = zip(kept, x.stored, strict=False)
-            new = {f"{name}.{part}": t.contiguous() for part, t in stored}
+            kept = stored_parts(x.format)
+            new = {f"{name}.{part}": x.stored[i].contiguous() for part, i in kept.items()}
         else:
             new = {name: x.detach().contiguous().clone()}
         if taken := parts.keys() & new.keys():
@@ -162,8 +154,9 @@ def _read(path: Path, device: str) -> tuple[Header, Tensors]:
 
 def _assemble(name: str, entry: Packed, stored: Tensors, where: str) -> Tensor:
     """Take a packed tensor's parts out of `stored` and join them."""
-    parts = []
-    for part, expected in zip(PARTS, entry.expected(), strict=False):
+    wanted, parts = entry.expected(), {}
+    for part, place in entry.parts.items():
+        expected = wanted[place]
         found = stored.pop(f"{name}.{part}", None)
         if found is None:
             raise MicroscaleError(f"{where}: tensor {name!r} lacks its part {part!r}.")
@@ -172,9 +165,14 @@ def _assemble(name: str, entry: Packed, stored: Tensors, where: str) -> Tensor:
                 f"{where}: {name}.{part} is {found.dtype} {tuple(found.shape)}; {entry.format} of "
                 f"shape {entry.shape} has {expected.dtype} {tuple(expected.shape)}."
             )
-        parts.append(found)
-    outer = parts[2] if len(parts) > 2 else parts[0].new_empty(0, dtype=torch.float32)
-    return BlockTensor((parts[0], parts[1], outer), entry.layout, entry.shape, DTYPES[entry.dtype])
+        parts[part] = found
+    device = parts["codes"].device
+    codes, scales, tensor_scale, zero_point = (
+        parts.get(part, torch.empty(0, dtype=empty.dtype, device=device))
+        for part, empty in zip(PARTS, wanted, strict=True)
+    )
+    whole = (codes, scales, tensor_scale, zero_point)
+    return BlockTensor(whole, entry.layout, entry.shape, DTYPES[entry.dtype])
 
 
 def _check_fit(model: nn.Module, tensors: Tensors, where: str) -> None:

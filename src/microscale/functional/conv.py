@@ -116,7 +116,13 @@ def _convolve(
 
 
 def cast_channels(x: Tensor, operand: Operand | None, axis: int, groups: int) -> Tensor:
-    """Cast activations along channels, the blocks of each group anew."""
+    """Cast activations along channels, the blocks of each group anew.
+
+    Tiles span channels and positions, flattened, of one sample.
+    """
+    if operand is not None and isinstance(operand.format.block, tuple) and axis < -2:
+        flat = cast_channels(x.flatten(axis + 1), operand, -2, groups)
+        return flat.reshape(x.shape)
     if operand is None or groups == 1 or x.shape[axis] % groups:
         return cast_operand(x, operand, axis)
     apart = x.unflatten(axis, (groups, -1))

@@ -133,7 +133,8 @@ def _rescales(kind: str, name: str, max_norm: float, norm_type: float) -> Micros
 
 def has_own_scales(fmt: BlockFormat) -> bool:
     """Whether no two rows of a table share a scale."""
-    return fmt.block != "tensor" and fmt.tensor_scale is None
+    shared = fmt.block == "tensor" or isinstance(fmt.block, tuple)
+    return not shared and fmt.tensor_scale is None
 
 
 def _cast_rows(rows: Tensor, operand: Operand) -> Tensor:

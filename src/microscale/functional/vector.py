@@ -7,8 +7,9 @@ rounded to one, once, and kept in the model's own type.
 import torch
 from torch import Tensor
 
-from microscale.kernels.reference import narrow
+from microscale.kernels.reference import narrow, preround
 from microscale.policy import Policy
+from microscale.rounding import Rounding
 from microscale.weights import is_uncast
 
 
@@ -20,7 +21,7 @@ def deliver(x: Tensor, policy: Policy) -> Tensor:
     """
     if not _rounds(x, policy):
         return x
-    rounded = _round(x.detach())
+    rounded = _round(x.detach(), policy.vector)
     if not (x.requires_grad and torch.is_grad_enabled()):
         return rounded
     # Taking away +0 changes no value, not even -0, and has the gradient of x.
@@ -30,7 +31,7 @@ def deliver(x: Tensor, policy: Policy) -> Tensor:
 def deliver_in_place(x: Tensor, policy: Policy) -> Tensor:
     """Round what an in-place function has written, behind autograd's back."""
     if _rounds(x, policy):
-        x.data.copy_(_round(x.detach()))
+        x.data.copy_(_round(x.detach(), policy.vector))
     return x
 
 
@@ -40,7 +41,10 @@ def _rounds(x: Tensor, policy: Policy) -> bool:
     )
 
 
-def _round(x: Tensor) -> Tensor:
+def _round(x: Tensor, vector: str) -> Tensor:
     largest = torch.finfo(torch.bfloat16).max
-    rounded = narrow(x, torch.bfloat16).to(x.dtype)
+    if vector == "bfloat16_away":
+        rounded = preround(x, Rounding.AWAY)
+    else:
+        rounded = narrow(x, torch.bfloat16).to(x.dtype)
     return torch.where(x.isinf(), x, rounded.clamp(-largest, largest))

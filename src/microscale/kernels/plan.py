@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 
 from microscale.errors import MicroscaleError
-from microscale.formats import BlockFormat, channel_dimension
+from microscale.formats import BlockFormat, channel_dimension, row_dimension
 from microscale.rounding import Options, Overflow
 from microscale.spelling import get_block_format
 
@@ -29,6 +29,12 @@ class Plan:
     def of(cls, fmt: str | BlockFormat, axis: int) -> "Plan":
         """The plan that decodes: no options matter."""
         return cls(get_block_format(fmt), axis, Options())
+
+    def rows(self, dimensions: int) -> int | None:
+        """The dimension that the rows of a tile run along, if blocks are tiles of a matrix."""
+        if not isinstance(self.format.block, tuple):
+            return None
+        return row_dimension(dimensions, self.axis)
 
     def reduced(self, dimensions: int) -> tuple[int, ...]:
         """The dimensions that share one scale, for blocks that are as long as the data."""
@@ -67,11 +73,6 @@ def check_axis(axis: int, dimensions: int) -> int:
 def _castable(spelling: str | BlockFormat, options: Options) -> BlockFormat:
     """The format, if it can be cast with these options."""
     fmt = get_block_format(spelling)
-    if isinstance(fmt.block, tuple):
-        raise MicroscaleError(
-            f"format {fmt}: tiles of {fmt.block} cannot be cast in this version; "
-            f"use a block along the axis, such as {fmt.block[1]}."
-        )
     element = fmt.element
     if options.overflow is Overflow.NONFINITE and not (element.has_inf or element.has_nan):
         raise MicroscaleError(

@@ -23,7 +23,15 @@ from microscale.formats import BlockFormat, ElementFormat, ScaleFormat, packing_
 from microscale.kernels.philox import random_words
 from microscale.kernels.plan import Plan
 from microscale.kernels.storage import Layout, Stored, decoded_shape, empty_storage
-from microscale.rounding import FlushSubnormals, Nonfinite, Options, Overflow, Rounding, ScaleRule
+from microscale.rounding import (
+    FlushSubnormals,
+    Nonfinite,
+    Options,
+    Overflow,
+    Prerounding,
+    Rounding,
+    ScaleRule,
+)
 
 SMALLEST_NORMAL = 2.0**-126  # of float32
 UNBOUNDED_NAN = -(2**15)  # the int16 that stands for a NaN scale without a bound
@@ -34,6 +42,7 @@ class Scales(NamedTuple):
 
     block: Tensor  # NaN where the whole block is NaN
     tensor: Tensor | None  # the outer scale of NVFP4, zero-dimensional
+    zero: Tensor | None = None  # the element value that stands for zero
 
 
 # ---------------------------------------------------------------- whole casts
@@ -53,12 +62,23 @@ def in_range(x: Tensor, plan: Plan) -> Tensor:
     if x.numel() == 0:
         return torch.empty(x.shape, dtype=torch.bool, device=x.device)
     blocks, scales = scale(split(widen(x, plan.format), plan), plan)
-    largest = plan.format.element.largest
-    if not plan.format.scale.is_power_of_two:
+    least, most = limits(scales, plan.format)
+    return merge((least <= blocks) & (blocks <= most), x.shape, plan).contiguous()
+
+
+def limits(scales: Scales, fmt: BlockFormat) -> tuple[Tensor, Tensor]:
+    """The least and the greatest value of each block that do not saturate."""
+    element, zero = fmt.element, scales.zero
+    low, high = element.lowest, element.largest
+    if zero is not None:
+        # Zero was rounded to a code: within half a step the ends still round to the last ones.
+        low, high = whole_range(element)[0] - element.smallest / 2, high + element.smallest / 2
+    if not fmt.scale.is_power_of_two:
         # A real scale is rounded, so amax itself may lie an ulp or two beyond largest x scale.
-        largest *= 1 + 2.0**-22
-    limit = times(torch.full_like(scales.block, largest), scales)
-    return merge(blocks.abs() <= limit, x.shape, plan).contiguous()
+        low, high = low * (1 + 2.0**-22), high * (1 + 2.0**-22)
+    ends = (torch.full_like(scales.block, end) for end in (low, high))
+    least, most = (times(end if zero is None else end - zero, scales) for end in ends)
+    return least, most
 
 
 def quantize(x: Tensor, plan: Plan, seed: Tensor | None = None) -> Stored:
@@ -74,26 +94,29 @@ def quantize(x: Tensor, plan: Plan, seed: Tensor | None = None) -> Stored:
 def store(values: Tensor, scales: Scales, shape: tuple[int, ...], plan: Plan) -> Stored:
     """Packed codes and stored scales of split blocks whose `values` are on the element's grid."""
     fmt = plan.format
+    if scales.zero is not None:
+        values = values + scales.zero
     codes = merge(encode(values, fmt.element), shape, plan)
-    stored = encode_scale(scales.block, fmt.scale)
-    if isinstance(fmt.block, int):
-        stored = stored.squeeze(plan.axis + 1)
-    outer = values.new_empty(0) if scales.tensor is None else scales.tensor.reshape(1)
     packed = pack(codes.movedim(plan.axis, -1), fmt.element.bits, fmt.padding)
-    return packed, stored.movedim(plan.axis, -1).contiguous(), outer.float()
+    stored = gather_shared(encode_scale(scales.block, fmt.scale), plan, len(shape))
+    outer = values.new_empty(0) if scales.tensor is None else scales.tensor.reshape(1)
+    zero = torch.empty(0, dtype=torch.int8, device=values.device)
+    if scales.zero is not None:
+        zero = gather_shared((scales.zero / fmt.element.smallest).to(torch.int8), plan, len(shape))
+    return packed, stored, outer.float(), zero
 
 
 def _storage_of_nothing(x: Tensor, plan: Plan) -> Stored:
     """What an empty tensor is stored as: scales, where there are any, are those of zeros."""
-    codes, scales, outer = empty_storage(x, plan)
+    codes, scales, outer, zero = empty_storage(x, plan)
     real = not plan.format.scale.is_power_of_two
     one = encode_scale(torch.ones(()), plan.format.scale).item() if real else 0
-    return codes, scales.fill_(one), outer.fill_(1.0)
+    return codes, scales.fill_(one), outer.fill_(1.0), zero.fill_(0)
 
 
 def dequantize(stored: Stored, layout: Layout, length: int, dtype: torch.dtype) -> Tensor:
     """Decoded values, contiguous, with the block axis of `length` values back in its place."""
-    (codes, scales, tensor_scale), fmt, axis = stored, layout.format, layout.axis
+    (codes, scales, tensor_scale, zero_point), fmt, axis = stored, layout.format, layout.axis
     shape = decoded_shape(codes, axis, length)
     if math.prod(shape) == 0:
         return torch.empty(shape, dtype=dtype, device=codes.device)
@@ -101,9 +124,9 @@ def dequantize(stored: Stored, layout: Layout, length: int, dtype: torch.dtype) 
     plan = Plan.of(fmt, axis)
     values = decode(unpack(codes, fmt.element.bits, length), fmt.element, wide)
     blocks = split(values.movedim(-1, axis), plan)
-    block = decode_scale(scales, fmt.scale, wide).movedim(-1, axis)
-    if isinstance(fmt.block, int):
-        block = block.unsqueeze(axis + 1)
+    block = spread_shared(decode_scale(scales, fmt.scale, wide), plan)
+    if fmt.zero_point:
+        blocks = blocks - spread_shared(zero_point.to(wide) * fmt.element.smallest, plan)
     outer = tensor_scale.to(wide).reshape(()) if tensor_scale.numel() else None
     values = merge(times(blocks, Scales(block, outer)), shape, plan)
     return narrow(values, dtype).contiguous()
@@ -114,7 +137,7 @@ def dequantize(stored: Stored, layout: Layout, length: int, dtype: torch.dtype) 
 
 def working(dtype: torch.dtype, fmt: BlockFormat) -> torch.dtype:
     """The type to compute in. Exponents without a bound need float64's range for any input."""
-    unbounded = fmt.scale.is_power_of_two and fmt.scale.bits > 8
+    unbounded = fmt.scale.exponents is not None and fmt.scale.exponents[0] < -149
     return torch.float64 if unbounded or dtype is torch.float64 else torch.float32
 
 
@@ -124,21 +147,31 @@ def widen(x: Tensor, fmt: BlockFormat) -> Tensor:
 
 
 def narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round to the output type, once: PyTorch takes float64 to 16 bits by way of float32.
-
-    Rounding to odd on that way keeps what lies beside a tie beside it.
-    """
+    """Round to the output type, once: PyTorch takes float64 to 16 bits by way of float32."""
     if values.dtype is not torch.float64 or dtype.itemsize > 2:
         return values.to(dtype)
+    return _to_odd(values).to(dtype)
+
+
+def _to_odd(values: Tensor) -> Tensor:
+    """Round float64 to float32, what is between two values to the odd one.
+
+    So what lies beside a tie of a narrower type stays beside it.
+    """
     near = values.float()
     beyond = near.double().abs() > values.abs()
     inexact = (near.double() != values) & ~values.isnan()
     bits = near.view(torch.int32) - beyond.int()  # towards zero
-    return (bits | inexact.int()).view(torch.float32).to(dtype)
+    return (bits | inexact.int()).view(torch.float32)
 
 
 def split(x: Tensor, plan: Plan) -> Tensor:
-    """Split the axis into (blocks, values of a block); whole blocks stay as they are."""
+    """Split the axis into (blocks, values of a block); whole blocks stay as they are.
+
+    Tiles become (..., blocks of rows, rows of a tile, blocks, values of a row).
+    """
+    if isinstance(plan.format.block, tuple):
+        return _split_tiles(x, plan)
     if not isinstance(plan.format.block, int):
         return x
     # An axis shorter than a block is one block: padding it would multiply depthwise kernels.
@@ -150,8 +183,29 @@ def split(x: Tensor, plan: Plan) -> Tensor:
     return blocks
 
 
+def _split_tiles(x: Tensor, plan: Plan) -> Tensor:
+    assert isinstance(plan.format.block, tuple)
+    rows = plan.rows(x.dim())
+    x = x.unsqueeze(0) if rows is None else x.movedim((rows, plan.axis), (-2, -1))
+    height, width = (min(s, n) for s, n in zip(plan.format.block, x.shape[-2:], strict=True))
+    x = torch.nn.functional.pad(x, (0, -x.shape[-1] % width, 0, -x.shape[-2] % height))
+    tiles: Tensor = x.unflatten(-1, (-1, width)).unflatten(-3, (-1, height))
+    return tiles
+
+
+def _merge_tiles(tiles: Tensor, shape: tuple[int, ...], plan: Plan) -> Tensor:
+    joined = tiles.flatten(-2).flatten(-3, -2)
+    rows = plan.rows(len(shape))
+    if rows is None:
+        return joined.flatten()[: math.prod(shape)]
+    cut = joined[..., : shape[rows], : shape[plan.axis]]
+    return cut.movedim((-2, -1), (rows, plan.axis))
+
+
 def merge(blocks: Tensor, shape: tuple[int, ...], plan: Plan) -> Tensor:
     """Undo `split`: join the axis, cut the padding, restore zero dimensions."""
+    if isinstance(plan.format.block, tuple):
+        blocks = _merge_tiles(blocks, shape, plan)
     if isinstance(plan.format.block, int):
         joined = blocks.flatten(plan.axis, plan.axis + 1)
         blocks = joined.narrow(plan.axis, 0, shape[plan.axis] if shape else 1)
@@ -165,19 +219,47 @@ def _largest(magnitudes: Tensor, plan: Plan) -> Tensor:
 
 def _shared(blocks: Tensor, plan: Plan) -> tuple[int, ...]:
     """The dimensions of split blocks that share a scale."""
+    if isinstance(plan.format.block, tuple):
+        return (blocks.dim() - 3, blocks.dim() - 1)
     counted = isinstance(plan.format.block, int)
     return (plan.axis + 1,) if counted else plan.reduced(blocks.dim())
+
+
+def gather_shared(shared: Tensor, plan: Plan, dimensions: int) -> Tensor:
+    """What each block has one of, as it is stored: without the values, the axis last."""
+    if isinstance(plan.format.block, tuple):
+        tiles = shared.squeeze(-1).squeeze(-2)
+        rows = plan.rows(dimensions)
+        tiles = tiles.squeeze(0) if rows is None else tiles.movedim(-2, rows - (rows > plan.axis))
+        return tiles.contiguous()
+    if isinstance(plan.format.block, int):
+        shared = shared.squeeze(plan.axis + 1)
+    return shared.movedim(plan.axis, -1).contiguous()
+
+
+def spread_shared(stored: Tensor, plan: Plan) -> Tensor:
+    """Undo `gather_shared`."""
+    if isinstance(plan.format.block, tuple):
+        rows = plan.rows(stored.dim())
+        tiles = (
+            stored.unsqueeze(0) if rows is None else stored.movedim(rows - (rows > plan.axis), -2)
+        )
+        return tiles.unsqueeze(-2).unsqueeze(-1)
+    shared = stored.movedim(-1, plan.axis)
+    return shared.unsqueeze(plan.axis + 1) if isinstance(plan.format.block, int) else shared
 
 
 # ---------------------------------------------------------------- scale
 
 
 def scale(blocks: Tensor, plan: Plan, outer: Tensor | None = None) -> tuple[Tensor, Scales]:
-    """The shared scale of every block, and the blocks after flushing.
+    """The shared scale of every block, and the blocks after prerounding and flushing.
 
     `outer` is a tensor scale that was settled before, for blocks that are a part of a tensor.
     """
     options = plan.options
+    if options.prerounding is Prerounding.BFLOAT16:
+        blocks = preround(blocks, options.rounding)
     if options.flush_subnormals is FlushSubnormals.ELEMENT:
         blocks = torch.where(blocks.abs() < SMALLEST_NORMAL, blocks * 0.0, blocks)
     amax = _largest(blocks.abs(), plan)
@@ -192,12 +274,29 @@ def scale(blocks: Tensor, plan: Plan, outer: Tensor | None = None) -> tuple[Tens
     if plan.format.scale.is_power_of_two:
         block = power_scale(amax, blocks, plan)
         return blocks, Scales(block.masked_fill(poisoned, math.nan), None)
-    outer = tensor_scale(amax, plan.format) if outer is None else outer
-    block = _real_scale(amax, blocks, outer, plan)
+    outer, zero = tensor_scale(amax, plan.format) if outer is None else outer, None
+    if plan.format.zero_point:
+        block, zero = span_scale(blocks.masked_fill(poisoned, 0.0), plan)
+    else:
+        block = _real_scale(amax, blocks, outer, plan)
     if options.nonfinite is Nonfinite.ELEMENT:
         # An infinity beside a scale that underflowed to zero would vanish: make it NaN instead.
         poisoned = poisoned | ((block == 0) & _largest(blocks.isinf(), plan))
-    return blocks, Scales(block.masked_fill(poisoned, math.nan), outer)
+    return blocks, Scales(block.masked_fill(poisoned, math.nan), outer, zero)
+
+
+def preround(x: Tensor, rounding: Rounding) -> Tensor:
+    """Round to bfloat16, to infinity beyond its largest value, in the type that x has.
+
+    bfloat16 is the upper half of float32: adding half of the lower one rounds half away.
+    """
+    if rounding in (Rounding.EVEN, Rounding.STOCHASTIC):
+        return narrow(x, torch.bfloat16).to(x.dtype)
+    bits = (x if x.dtype is torch.float32 else _to_odd(x)).view(torch.int32)
+    if rounding is Rounding.AWAY:
+        bits = bits + 0x8000
+    rounded = bits.bitwise_and(-0x10000).view(torch.float32).to(x.dtype)
+    return torch.where(x.isnan(), x, rounded)
 
 
 def _finite_amax(blocks: Tensor, amax: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -218,12 +317,14 @@ def shared_exponent(amax: Tensor, fmt: BlockFormat) -> Tensor:
         shared = exponent - 1 - element.emax
         if rule is ScaleRule.CEIL:
             shared = shared + (significand != 0.5)
+        elif rule is ScaleRule.SEVEN_QUARTERS:
+            shared = shared + (significand >= 0.875)
         elif rule is ScaleRule.EVEN:
             # R carries into the next binade from the middle of the last gap below it.
             shared = shared + (significand >= 1.0 - math.ldexp(1.0, -element.mantissa_bits - 2))
     assert fmt.scale.exponents is not None
     low, high = fmt.scale.exponents
-    zero = low if fmt.scale.bits == 8 else 0  # the all-zero block: scale code 0
+    zero = low if fmt.scale.is_biased else 0  # the all-zero block: scale code 0
     return shared.clamp(low, high).masked_fill(amax == 0, zero).to(torch.int32)
 
 
@@ -301,6 +402,32 @@ def real_scale(amax: Tensor, largest: float, outer: Tensor | None, grid: Element
     return torch.where(amax == 0, 1.0, round_to_grid(quotient, grid).to(amax.dtype))
 
 
+def whole_range(element: ElementFormat) -> tuple[float, float]:
+    """The values of an integer's least and greatest codes."""
+    return -math.ldexp(1.0, 1), element.largest
+
+
+def span_scale(blocks: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Scale and zero point that take a block's least and greatest values to the ends of the codes.
+
+    Zero is among the values, so that it has a code. The scale is (greatest - least) in float64 over
+    the range of the codes, rounded once to its grid (1 for zeros); the zero point is the lowest
+    code minus the rounded quotient least / scale, within the codes.
+    """
+    element, grid = plan.format.element, plan.format.scale.grid
+    assert grid is not None
+    low, high = whole_range(element)
+    finite = torch.where(blocks.isfinite(), blocks, 0.0)
+    least = finite.amin(_shared(blocks, plan), keepdim=True).clamp(max=0.0)
+    greatest = _largest(finite, plan).clamp(min=0.0)
+    span = greatest.double() - least.double()
+    scale = torch.where(span == 0, 1.0, round_to_grid(span / (high - low), grid)).to(blocks.dtype)
+    quotient = least / scale.masked_fill(scale == 0, math.inf)
+    steps = (quotient / element.smallest).round() * element.smallest
+    zero = torch.where((span == 0) | (scale == 0), 0.0, (low - steps).clamp(low, high))
+    return scale, zero
+
+
 def power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
     """2^exponent, exactly, by its bits: subnormals of float32 included (int32 in, down to -149)."""
     if dtype is torch.float64:
@@ -342,6 +469,10 @@ def rounded(blocks: Tensor, scales: Scales, plan: Plan, words: Tensor | None = N
         divisor = scales.block if scales.tensor is None else scales.block * scales.tensor
         # A scale that underflowed to zero stands for a block of (signed) zeros.
         quotient = blocks / divisor.masked_fill(divisor == 0, math.inf)
+    if scales.zero is not None:
+        low, high = whole_range(element)
+        steps = round_to_integer(quotient / element.smallest, options.rounding, words)
+        return (steps * element.smallest + scales.zero).clamp(low, high) - scales.zero
     values = round_to_grid(quotient, element, options.rounding, options.overflow, words)
     if options.nonfinite is Nonfinite.ELEMENT and element.has_inf:
         values = torch.where(quotient.isinf(), quotient, values)
@@ -361,7 +492,7 @@ def round_to_grid(
     if not element.has_negative_zero:
         values.add_(0.0)  # -0 + 0 = +0
     if overflow is Overflow.SATURATE:
-        return values.clamp_(-element.largest, element.largest)
+        return values.clamp_(element.lowest, element.largest)
     beyond = math.inf if element.has_inf else math.nan
     return torch.where(values.abs() > element.largest, values.sign() * beyond, values)
 
@@ -437,8 +568,9 @@ def encode_scale(values: Tensor, fmt: ScaleFormat) -> Tensor:
         return encode(values, fmt.grid)
     assert fmt.exponents is not None
     exponent = torch.frexp(values.nan_to_num(1.0))[1] - 1
-    if fmt.bits == 8:
-        return (exponent - fmt.exponents[0]).masked_fill(values.isnan(), 255).to(torch.uint8)
+    if fmt.is_biased:
+        codes = exponent - fmt.exponents[0]
+        return codes.masked_fill(values.isnan(), fmt.nan_code).to(torch.uint8)
     return exponent.masked_fill(values.isnan(), UNBOUNDED_NAN).to(torch.int16)
 
 
@@ -447,7 +579,7 @@ def decode_scale(stored: Tensor, fmt: ScaleFormat, dtype: torch.dtype) -> Tensor
     if fmt.grid is not None:
         return stored.to(dtype) if fmt.bits > 8 else decode(stored, fmt.grid, dtype)
     assert fmt.exponents is not None
-    nan, low = (255, fmt.exponents[0]) if fmt.bits == 8 else (UNBOUNDED_NAN, 0)
+    nan, low = (fmt.nan_code, fmt.exponents[0]) if fmt.is_biased else (UNBOUNDED_NAN, 0)
     is_nan = stored == nan
     exponent = stored.to(torch.int32).masked_fill(is_nan, 0 - low) + low
     return power_of_two(exponent, dtype).masked_fill(is_nan, math.nan)

@@ -7,8 +7,12 @@ import torch
 from microscale.formats import BlockFormat, ScaleFormat, packed_bytes
 from microscale.kernels.plan import Plan
 
-Stored = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Packed codes, scales, and the tensor scale (empty where there is none)."""
+Stored = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""Packed codes, scales, tensor scale and zero points (the last two empty where there are none)."""
+
+
+PARTS = ("codes", "scales", "tensor_scale", "zero_point")
+"""Their names."""
 
 
 class Layout(NamedTuple):
@@ -39,7 +43,7 @@ class Layout(NamedTuple):
 
 def scale_dtype(fmt: ScaleFormat) -> torch.dtype:
     """The torch type that stores one scale."""
-    if fmt.bits == 8:
+    if fmt.stored_bits == 8:
         return torch.uint8
     if fmt.grid is None:
         return torch.int16
@@ -47,21 +51,27 @@ def scale_dtype(fmt: ScaleFormat) -> torch.dtype:
 
 
 def empty_storage(x: torch.Tensor, plan: Plan) -> Stored:
-    """Uninitialised codes, scales and tensor scale for `x`, the block axis last."""
+    """Uninitialised parts for `x`, the block axis last."""
     fmt, shape = plan.format, tuple(x.shape) or (1,)
     length, rest = shape[plan.axis], shape[: plan.axis] + shape[plan.axis + 1 :]
     codes = (*rest, packed_bytes(length, fmt.element.bits, fmt.padding))
     outer = 0 if fmt.tensor_scale is None else 1
+    shared = _scale_shape(shape, plan)
     return (
         x.new_empty(codes, dtype=torch.uint8),
-        x.new_empty(_scale_shape(shape, plan), dtype=scale_dtype(fmt.scale)),
+        x.new_empty(shared, dtype=scale_dtype(fmt.scale)),
         x.new_empty((outer,), dtype=torch.float32),
+        x.new_empty(shared if fmt.zero_point else (0,), dtype=torch.int8),
     )
 
 
 def _scale_shape(shape: tuple[int, ...], plan: Plan) -> tuple[int, ...]:
     block = plan.format.block
-    if isinstance(block, int):
+    if isinstance(block, tuple):
+        blocks = -(-shape[plan.axis] // block[1])
+        rows = plan.rows(len(shape))
+        shape = tuple(-(-n // block[0]) if d == rows else n for d, n in enumerate(shape))
+    elif isinstance(block, int):
         blocks = -(-shape[plan.axis] // block)
     else:
         blocks = 1

@@ -10,6 +10,7 @@ from torch import nn
 
 from microscale.convert import convert, revert
 from microscale.errors import MicroscaleError
+from microscale.operands import Operand, Setting
 from microscale.policy import Policy
 from microscale.recipes.batch import Batch, read
 from microscale.recipes.calibration import Calibration
@@ -72,6 +73,7 @@ def error_diffusion(
         raise MicroscaleError(f"scales {scales!r} is not known; write 'rule' or 'mse'.")
     kept = read(batches)
     settings = Policy.parse(policy) if isinstance(policy, str) else policy, solver, scales
+    _check(settings[0])
     # The data of all processes have a part in the result, so all of them make the run what it is.
     run = "" if progress is None else " ".join(gathered(digest(model, kept, settings)))
     conversion = convert(model, policy, verbose=False)
@@ -90,6 +92,24 @@ def error_diffusion(
     }
     return Calibration(conversion, method, tuple(walk.outcomes), unreached)
 
+
+def _check(policy: Policy) -> None:
+    """Refuse weights whose blocks no solver fills column by column."""
+    places: list[tuple[str, Setting]] = [(path, policy.setting(path)) for path in _SOLVED]
+    for pattern, settings in policy.overrides:
+        places += [(f"overrides.{pattern!r}.{p}", s) for p, s in settings if p in _SOLVED]
+    for place, setting in places:
+        if isinstance(setting, Operand) and (
+            isinstance(setting.format.block, tuple) or setting.format.zero_point
+        ):
+            raise MicroscaleError(
+                f"policy {place} is {setting.format}: tiles and zero points are not calibrated; "
+                "use blocks along the axis, or `convert` for rounding to nearest."
+            )
+
+
+_SOLVED = ("forward.weight", "storage")
+"""The operands that hold weights."""
 
 Unit = tuple[Callable[[], None], Callable[[dict[str, nn.Parameter]], None]]
 """What solves some weights, and what puts them in place where they were solved before."""

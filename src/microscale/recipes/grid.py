@@ -20,7 +20,7 @@ from microscale.kernels import reference
 from microscale.kernels.plan import Plan
 from microscale.kernels.reference import Scales
 from microscale.operands import Operand
-from microscale.rounding import Options, ScaleRule
+from microscale.rounding import ScaleRule
 
 Search = Literal["rule", "mse"]
 """How a block's scale is chosen: by the format's rule, or by the least squared error."""
@@ -93,10 +93,7 @@ class Grid:
     @property
     def _plan(self) -> Plan:
         """Blocks as long as axis 1: whatever is given there shares a scale."""
-        operand = self.operand
-        options = Options(
-            operand.rounding, operand.overflow, operand.nonfinite, operand.flush_subnormals
-        )
+        options = self.operand.options
         return Plan(replace(self.format, block="token"), 1, options)
 
     def _settled(self, values: Tensor, importance: Tensor | None) -> Tensor:

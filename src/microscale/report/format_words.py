@@ -4,10 +4,9 @@ import math
 from collections.abc import Iterator
 
 from microscale.formats import BlockFormat, ElementFormat, ScaleFormat
-from microscale.rounding import FlushSubnormals, Law, Nonfinite, Overflow, Rounding
+from microscale.rounding import LAWS
 
 EXAMPLE = (4096, 4096)
-CAST_OPTIONS: tuple[type[Law], ...] = (Rounding, Overflow, Nonfinite, FlushSubnormals)
 
 
 def number(value: float) -> str:
@@ -33,7 +32,8 @@ def describe(fmt: BlockFormat | ElementFormat) -> str:
         return f"{fmt.bits}-bit {'integer' if fmt.is_integer else 'float'} element"
     outer = f", one {fmt.tensor_scale} scale for the tensor" if fmt.tensor_scale else ""
     bits = f"{fmt.bits_per_value:g} bits a value"
-    return f"{fmt.element} elements, one {fmt.scale} scale {block_words(fmt)}{outer}, {bits}"
+    zero = " and one zero point" if fmt.zero_point else ""
+    return f"{fmt.element} elements, one {fmt.scale} scale{zero} {block_words(fmt)}{outer}, {bits}"
 
 
 def block_words(fmt: BlockFormat) -> str:
@@ -63,8 +63,10 @@ def properties(fmt: BlockFormat | ElementFormat) -> Iterator[tuple[str, str]]:
             yield "tensor scale", f"{fmt.tensor_scale}, amax of the tensor / (largest x largest)"
         assert fmt.rule is not None
         yield "scale rule", f"{fmt.rule}: {fmt.rule.law}"
+        if fmt.zero_point:
+            yield "zero point", "int8, the code that stands for zero; all codes are used"
     yield from _element_properties(fmt.element if isinstance(fmt, BlockFormat) else fmt)
-    for option in CAST_OPTIONS:
+    for option in LAWS:
         default = next(iter(option))
         yield option.argument(), f"{default} unless told otherwise: {default.law}"
 
@@ -87,7 +89,8 @@ def element_layout(element: ElementFormat) -> str:
     """The fields of a code in words."""
     if element.is_integer:
         value = f"two's complement k, value k / 2^{element.mantissa_bits}"
-        return f"{value}; the most negative k is never produced"
+        full = element.specials == "full"
+        return value if full else f"{value}; the most negative k is never produced"
     bias = f"bias {element.bias}"
     return f"sign, {element.exponent_bits} exponent, {element.mantissa_bits} mantissa, {bias}"
 
@@ -118,6 +121,7 @@ def record(fmt: BlockFormat | ElementFormat) -> dict[str, object]:
         "rule": {"name": str(fmt.rule), "law": fmt.rule.law},
         "scale": _scale_record(fmt.scale),
         "tensor_scale": _scale_record(fmt.tensor_scale) if fmt.tensor_scale else None,
+        "zero_point": fmt.zero_point,
         "element": element_record(fmt.element),
     }
 

@@ -4,14 +4,13 @@ from collections.abc import Iterable, Iterator
 
 from microscale.formats import ELEMENTS, NAMED, SCALES
 from microscale.report.format_words import (
-    CAST_OPTIONS,
     block_words,
     element_layout,
     number,
     scale_range,
     specials_words,
 )
-from microscale.rounding import Gradient, Law, ScaleRule
+from microscale.rounding import LAWS, Gradient, Law, ScaleRule
 
 INTRODUCTION = """\
 # Formats
@@ -31,14 +30,17 @@ SPELLING = """\
 Any block format can be written as a base and options, joined by `-`, in any case:
 
 - the base is a name of the first table, or an element (`e2m1`, `fp4_e2m1`, `int4`);
-- a block: a number of values along the axis (`32`), `channel`, `token` or `tensor`;
+- a block: a number of values along the axis (`32`), a tile of rows and columns (`16x32`),
+  `channel`, `token` or `tensor`;
 - a scale: a name of the third table;
-- a scale rule: a name from the table of rules.
+- a scale rule: a name from the table of rules;
+- `zero_point`, which gives each block of integers one.
 
 Examples: `mxfp4-rceil`, `e3m0-16`, `fp6_e3m2-64-pow2-ceil`, `int8-channel`. What is left out is
 that of the base; an element alone with a counted block has `e8m0` scales, with a whole block
-`fp32`. Float elements are `eXmY` of 2 to 8 bits, with a bias (`e4m3b11`) and a kind of specials
-(`finite`, `fn`, `fnuz`, `ieee`) where they are not the usual ones; integers are `int2` to `int8`.
+or a zero point `fp32`. Float elements are `eXmY` of 2 to 8 bits, with a bias (`e4m3b11`) and a
+kind of specials (`finite`, `fn`, `fnuz`, `ieee`) where they are not the usual ones; integers are
+`int2` to `int8`, and `int8full` uses the most negative code too.
 A pair `weight/activation` is written `mxfp4/mxfp6_e2m3`.
 """
 
@@ -58,7 +60,7 @@ def page() -> str:
     """The whole page as Markdown."""
     elements = ("name", "bits", "code", "emin", "emax", "largest", "smallest", "specials")
     blocks = ("name", "element", "scale", "block: one scale", "rule", "bits/value")
-    options: tuple[type[Law], ...] = (*CAST_OPTIONS, Gradient)
+    options: tuple[type[Law], ...] = (*LAWS, Gradient)
     parts = [
         INTRODUCTION,
         "## Block formats\n",

@@ -54,8 +54,8 @@ def compare(
             figures [units], of which the first is the headline metric and "loss", if there, the
             measure of the findings. It must walk the same data in the same order every time.
             A `Task` adds a metric and words.
-        formats: spellings such as "mxfp4" or "mxfp4/mxfp6_e2m3" (weight/activation), block
-            formats, or policies.
+        formats: spellings such as "mxfp4", "mxfp4/mxfp6_e2m3" (weight/activation) or "paper:mxfp4"
+            (a profile's), block formats, or policies.
         name: of the model, for the report.
         seed: of torch's random numbers during each evaluation.
         progress: told how far the work is.

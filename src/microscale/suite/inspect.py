@@ -43,8 +43,8 @@ def inspect(
         model: any module; it is converted in place, and reverted.
         evaluate: as in `compare`. It runs once for each layer and twice more, so it should give
             its batches one by one (a generator).
-        fmt: a spelling such as "mxfp4" or "mxfp4/mxfp6_e2m3" (weight/activation), a block format,
-            or a policy.
+        fmt: a spelling such as "mxfp4", "mxfp4/mxfp6_e2m3" (weight/activation) or "paper:mxfp4" (a
+            profile's), a block format, or a policy.
         batches: how many of the first batches are used; None for all.
         name: of the model, for the report.
         seed: of torch's random numbers during each evaluation.
