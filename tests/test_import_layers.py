@@ -39,7 +39,7 @@ LAYERS = (
         "analysis",
         "checkpoint",
     ),
-    ("suite", "report"),
+    ("suite", "report", "recipes"),
     ("commands", "cli"),
 )
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}

@@ -67,6 +67,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """A public name, loaded from its module at first use (PEP 562)."""
+    if name == "recipes":
+        return import_module("microscale.recipes")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -77,7 +79,7 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """The public names, loaded or not."""
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "recipes"})
 
 
 class _Package(ModuleType):

@@ -198,6 +198,81 @@ def inspect(
         )
 
 
+@app.command()
+def quantize(  # noqa: PLR0913  (its options)
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A Hugging Face causal language model (directory or name) or a model of the "
+            "suite.",
+        ),
+    ],
+    *,
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Calibration data: UTF-8 text for a language model, else a .npy, .npz or "
+            ".safetensors of inputs.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the packed model.")],
+    fmt: Annotated[
+        str | None,
+        typer.Option("--format", metavar="FORMAT", help="A format or a weight/activation pair."),
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A policy as TOML or JSON, instead.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="error_diffusion, gptq, qronos or rtn.")
+    ] = "error_diffusion",
+    scales: Annotated[
+        str, typer.Option(metavar="HOW", help="Search scales (mse), or follow the format's rule.")
+    ] = "mse",
+    settle: Annotated[
+        str,
+        typer.Option(
+            metavar="WHEN",
+            help="Settle a block's scale when it is entered, or from the original weights.",
+        ),
+    ] = "entered",
+    order: Annotated[
+        bool, typer.Option("--order", help="Go by falling energy of the inputs, block by block.")
+    ] = False,
+    sweeps: Annotated[
+        int | None, typer.Option(metavar="N", help="Go over all columns N more times.")
+    ] = None,
+    limit: Limit = None,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+) -> None:
+    """Round a model's weights with calibration data, and write them packed."""
+    with _clean_exit():
+        from microscale.commands.quantize import run_quantize
+
+        run_quantize(
+            model,
+            fmt=fmt,
+            policy=policy,
+            method=method,
+            data=data,
+            out=out,
+            scales=scales,
+            settle=settle,
+            order=order,
+            sweeps=sweeps,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+        )
+
+
 def main() -> None:
     """Run the command line."""
     # Threads that spin while they wait make a busy machine many times slower (docs/log.md). The

@@ -1,10 +1,12 @@
-"""Casts of operands, seen as they happen: `with watching(watcher): model(x)`.
+"""Casts of operands and products, seen as they happen: `with watching(watcher): model(x)`.
 
 Without a watcher a cast pays one question. Compiled code is not watched.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +17,37 @@ Watcher = Callable[[Tensor, Operand, int, bool], None]
 """Called with the values before the cast, the operand, the axis, and whether it is a weight."""
 
 _watchers: list[Watcher] = []
+
+Kind = Literal["matrix", "windows", "convolution", "transposed convolution", "table"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Product:
+    """A product of activations with a weight that is about to run.
+
+    Attributes:
+        kind: "matrix": left [..., K]; "windows": left [N, groups, places, K]; the convolutions:
+            left [N, channels, ...] or without N; "table": rows are looked up, left holds integers.
+        source: the activations before their cast.
+        left: what is multiplied.
+        weight: as it is stored: a parameter, a view of one, or a packed tensor.
+        operand: how the weight is cast.
+        axis: of `weight`, that is summed over.
+        geometry: of a convolution, in the order in which PyTorch takes it.
+    """
+
+    kind: Kind
+    source: Tensor
+    left: Tensor
+    weight: Tensor
+    operand: Operand | None
+    axis: int
+    geometry: tuple[object, ...] = ()
+
+
+ProductWatcher = Callable[[Product], None]
+
+_product_watchers: list[ProductWatcher] = []
 
 
 @contextmanager
@@ -33,3 +66,30 @@ def tell(x: Tensor, operand: Operand, axis: int, *, weight: bool) -> None:
         return
     for watcher in _watchers:
         watcher(x, operand, axis, weight)
+
+
+@contextmanager
+def watching_products(watcher: ProductWatcher) -> Iterator[None]:
+    """Tell `watcher` of every product of activations with a weight that happens inside."""
+    _product_watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _product_watchers.remove(watcher)
+
+
+def tell_product(  # noqa: PLR0917  (the fields of a product)
+    kind: Kind,
+    source: Tensor,
+    left: Tensor,
+    weight: Tensor,
+    operand: Operand | None,
+    axis: int,
+    geometry: tuple[object, ...] = (),
+) -> None:
+    """Tell the watchers of a product that is about to run; see `Product`."""
+    if torch.compiler.is_compiling() or not _product_watchers:
+        return
+    product = Product(kind, source, left, weight, operand, axis % weight.dim(), geometry)
+    for watcher in _product_watchers:
+        watcher(product)

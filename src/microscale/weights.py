@@ -12,7 +12,8 @@ alias without a backward pass before it. Call `forget(model.parameters())` after
 Compiled code casts weights at every call, since it cannot know when they change.
 """
 
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,9 +55,30 @@ def owner(x: Tensor) -> Tensor:
     return x if base is None else base
 
 
+_uncast: list[None] = []
+
+
+@contextmanager
+def uncast() -> Iterator[None]:
+    """Have nothing cast inside: a converted model runs as if its policy asked for nothing.
+
+    What is stored packed is decoded as ever.
+    """
+    _uncast.append(None)
+    try:
+        yield
+    finally:
+        _uncast.pop()
+
+
+def is_uncast() -> bool:
+    """Whether nothing is to be cast now."""
+    return bool(_uncast)
+
+
 def cast_operand(x: Tensor, operand: Operand | None, axis: int) -> Tensor:
     """Cast `x` along `axis` as `operand` says, straight-through; None leaves it as it is."""
-    if operand is None:
+    if operand is None or is_uncast():
         return x
     tell(x, operand, axis, weight=False)
     return cast_values(x, operand, axis)
@@ -70,7 +92,7 @@ def cast_values(x: Tensor, operand: Operand, axis: int) -> Tensor:
 
 def cast_weight(weight: Tensor, operand: Operand | None, axis: int) -> Tensor:
     """Cast a weight as `cast_operand` does, once for each state of its parameter."""
-    if operand is None:
+    if operand is None or is_uncast():
         return weight
     if torch.compiler.is_compiling():
         return cast_values(weight, operand, axis)

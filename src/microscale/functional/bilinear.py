@@ -7,6 +7,7 @@ from torch import Tensor
 from microscale.functional.product import cast_right, note_product, plain
 from microscale.functional.vector import deliver
 from microscale.policy import Policy
+from microscale.watch import tell_product
 from microscale.weights import cast_operand
 
 
@@ -40,7 +41,9 @@ def bilinear(
     note_product(name, "bilinear", (input1, second.left), (input1, second.right))
     with plain():
         matrix = cast_right(weight, first.weight, -1).flatten(0, 1)
-        halfway = F.linear(cast_operand(input2, first.input, -1), matrix)
+        given = cast_operand(input2, first.input, -1)
+        tell_product("matrix", input2, given, weight.flatten(0, 1), first.weight, -1)
+        halfway = F.linear(given, matrix)
         halfway = deliver(halfway, policy).unflatten(-1, (weight.shape[0], weight.shape[1]))
         left, right = cast_operand(halfway, second.left, -1), cast_operand(input1, second.right, -1)
         result = torch.matmul(left, right.unsqueeze(-1)).squeeze(-1)

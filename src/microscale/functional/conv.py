@@ -16,6 +16,7 @@ from microscale.functional.vector import deliver
 from microscale.functional.windows import convolve_windows
 from microscale.operands import Operand
 from microscale.policy import Policy
+from microscale.watch import tell_product
 from microscale.weights import cast_operand
 
 Sizes = int | tuple[int, ...]
@@ -109,6 +110,7 @@ def _convolve(
         if policy.convolution == "window" and not (input.shape[1 - weight.dim()] % groups):
             return deliver(convolve_windows(tensors, geometry, operands), policy)
         left = cast_channels(input, operands.input, 1 - weight.dim(), groups)
+        tell_product("convolution", input, left, weight, operands.weight, 1, geometry)
         right = cast_right(weight, operands.weight, 1)
         return deliver(run(function, left, right, bias, geometry), policy)
 

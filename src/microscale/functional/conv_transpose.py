@@ -13,6 +13,7 @@ from microscale.functional.vector import deliver
 from microscale.operands import Operand
 from microscale.policy import Policy
 from microscale.tensor import BlockTensor
+from microscale.watch import tell_product
 from microscale.weights import cast_operand
 
 
@@ -34,8 +35,8 @@ def conv_transpose1d(  # noqa: PLR0917  (as in torch)
     `input` is [N, in, L] or [in, L], `weight` [in, out / groups, K]; `forward.input` and
     `forward.weight` of the policy are used.
     """
-    left, right = _cast(input, weight, groups, policy, name)
     geometry = (stride, padding, output_padding, groups, dilation)
+    left, right = _cast(input, weight, geometry, policy, name)
     return deliver(run(torch.conv_transpose1d, left, right, bias, geometry), policy)
 
 
@@ -56,8 +57,8 @@ def conv_transpose2d(  # noqa: PLR0917
 
     `input` is [N, in, H, W] or [in, H, W], `weight` [in, out / groups, R, S].
     """
-    left, right = _cast(input, weight, groups, policy, name)
     geometry = (stride, padding, output_padding, groups, dilation)
+    left, right = _cast(input, weight, geometry, policy, name)
     return deliver(run(torch.conv_transpose2d, left, right, bias, geometry), policy)
 
 
@@ -78,23 +79,24 @@ def conv_transpose3d(  # noqa: PLR0917
 
     `input` is [N, in, D, H, W] or [in, D, H, W], `weight` [in, out / groups, Q, R, S].
     """
-    left, right = _cast(input, weight, groups, policy, name)
     geometry = (stride, padding, output_padding, groups, dilation)
+    left, right = _cast(input, weight, geometry, policy, name)
     return deliver(run(torch.conv_transpose3d, left, right, bias, geometry), policy)
 
 
 def _cast(
     input: Tensor,  # noqa: A002
     weight: Tensor,
-    groups: int,
+    geometry: tuple[Sizes, Sizes, Sizes, int, Sizes],
     policy: Policy,
     name: str,
 ) -> tuple[Tensor, Tensor]:
-    operands = policy.forward
+    operands, groups = policy.forward, geometry[3]
     product = f"conv_transpose{weight.dim() - 2}d"
     note_product(name, product, (input, operands.input), (weight, operands.weight))
     with plain():
         left = cast_channels(input, operands.input, 1 - weight.dim(), groups)
+        tell_product("transposed convolution", input, left, weight, operands.weight, 0, geometry)
         if operands.weight is None or isinstance(weight, BlockTensor):
             return left, cast_right(weight, None, 0)
         if weight.shape[0] % groups:

@@ -10,6 +10,7 @@ from microscale.functional.product import cast_right, note_product, plain
 from microscale.operands import Operand
 from microscale.policy import Policy
 from microscale.tensor import BlockTensor
+from microscale.watch import tell_product
 from microscale.weights import cast_operand, cast_weight
 
 
@@ -51,6 +52,7 @@ def embedding(  # noqa: PLR0917  (as in torch)
         raise _rescales("embedding", name, max_norm, norm_type)
     operand = policy.storage
     note_product(name, "embedding", (weight, operand), (weight, operand))
+    tell_product("table", input, input, weight, operand, -1)
     options = (padding_idx, None, 2.0, scale_grad_by_freq, sparse)
     with plain():
         if operand is None or isinstance(weight, BlockTensor):
@@ -105,6 +107,7 @@ def embedding_bag(  # noqa: PLR0913, PLR0917
         raise _rescales("embedding_bag", name, max_norm, norm_type)
     operand = policy.storage
     note_product(name, "embedding_bag", (weight, operand), (weight, operand))
+    tell_product("table", input, input, weight, operand, -1)
     with plain():
         return F.embedding_bag(
             input,

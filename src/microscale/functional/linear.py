@@ -15,6 +15,7 @@ from microscale.functional.vector import deliver
 from microscale.packed_ops import unserved
 from microscale.policy import Policy
 from microscale.tensor import BlockTensor
+from microscale.watch import tell_product
 from microscale.weights import cast_operand
 
 
@@ -42,6 +43,7 @@ def linear(
     note_product(name, "linear", (input, operands.input), (weight, operands.weight))
     with plain():
         left = cast_operand(input, operands.input, -1)
+        tell_product("matrix", input, left, weight, operands.weight, -1)
         if not isinstance(weight, BlockTensor) or unserved(weight):  # else multiplied as stored
             weight = cast_right(weight, operands.weight, -1)
         return deliver(F.linear(left, weight, bias), policy)

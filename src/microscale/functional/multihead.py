@@ -12,6 +12,7 @@ from microscale.functional.attention import attend, note_attention
 from microscale.functional.product import cast_right, note_product, plain
 from microscale.functional.vector import deliver
 from microscale.policy import Policy
+from microscale.watch import tell_product
 from microscale.weights import cast_operand
 
 Three = tuple[Tensor, Tensor, Tensor]
@@ -115,16 +116,20 @@ def _attend(
 def _project(inputs: Three, projections: Projections, policy: Policy, name: str) -> Three:
     query, key, value = inputs
     weight, operands = projections.weight, policy.forward
+    stored: tuple[Tensor, ...]
     if isinstance(weight, tuple):
         stored, weights = weight, [cast_right(w, operands.weight, -1) for w in weight]
     else:
-        stored, weights = (weight,) * 3, list(cast_right(weight, operands.weight, -1).chunk(3))
+        stored = weight.chunk(3)
+        weights = list(cast_right(weight, operands.weight, -1).chunk(3))
     biases = (None,) * 3 if projections.bias is None else projections.bias.chunk(3)
     left = cast_operand(query, operands.input, -1)
     middle = left if key is query else cast_operand(key, operands.input, -1)
     right = middle if value is key else cast_operand(value, operands.input, -1)
     for x, w in zip(inputs, stored, strict=True):
         note_product(name, "linear", (x, operands.input), (w, operands.weight))
+    for x, cast, w in zip(inputs, (left, middle, right), stored, strict=True):
+        tell_product("matrix", x, cast, w, operands.weight, -1)
     factors = zip((left, middle, right), weights, biases, strict=True)
     q, k, v = (deliver(F.linear(*xwb), policy) for xwb in factors)
     return q, k, v

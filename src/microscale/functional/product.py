@@ -10,6 +10,7 @@ from microscale.operands import Operand
 from microscale.packed_ops import unserved
 from microscale.policy import Policy
 from microscale.tensor import BlockTensor
+from microscale.watch import tell_product
 from microscale.weights import cast_operand, cast_weight, is_weight
 
 plain = torch._C.DisableTorchFunction  # noqa: SLF001  (named in torch's notes on extending)
@@ -40,7 +41,13 @@ def cast_pair(
     operands = _operands(first, second, policy)
     note_product(name, product, (first, operands[0]), (second, operands[1]))
     axis = -2 if right.dim() > 1 else -1
-    return _decoded(left, first, operands[0], -1), _decoded(right, second, operands[1], axis)
+    a, b = _decoded(left, first, operands[0], -1), _decoded(right, second, operands[1], axis)
+    if is_weight(right) and not is_weight(left):
+        tell_product("matrix", left, a, right, operands[1], axis)
+    elif is_weight(left) and not is_weight(right):
+        source, rows = (x.mT if x.dim() > 1 else x for x in (right, b))
+        tell_product("matrix", source, rows, left, operands[0], -1)
+    return a, b
 
 
 def note_product(

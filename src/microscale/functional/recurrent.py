@@ -13,6 +13,7 @@ from microscale.errors import MicroscaleError
 from microscale.functional.product import cast_right, note_product, plain
 from microscale.functional.vector import deliver
 from microscale.policy import Policy
+from microscale.watch import tell_product
 from microscale.weights import cast_operand
 
 State = tuple[Tensor, Tensor]
@@ -252,7 +253,9 @@ class _Cell:
     def _product(self, x: Tensor, weight: Tensor, cast: Tensor, bias: Tensor | None) -> Tensor:
         operand = self.operands.input
         note_product(self.name, self.product, (x, operand), (weight, self.operands.weight))
-        return self._round(F.linear(cast_operand(x, operand, -1), cast, bias))
+        left = cast_operand(x, operand, -1)
+        tell_product("matrix", x, left, weight, self.operands.weight, -1)
+        return self._round(F.linear(left, cast, bias))
 
     def _round(self, x: Tensor) -> Tensor:
         return deliver(x, self.policy)

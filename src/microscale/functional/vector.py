@@ -10,6 +10,7 @@ from torch import Tensor
 from microscale.kernels.reference import narrow, preround
 from microscale.policy import Policy
 from microscale.rounding import Rounding
+from microscale.weights import is_uncast
 
 
 def deliver(x: Tensor, policy: Policy) -> Tensor:
@@ -18,7 +19,7 @@ def deliver(x: Tensor, policy: Policy) -> Tensor:
     Finite values beyond its largest become the largest, so that a mask of the smallest float32
     stays finite. Other types are as they are: bfloat16 has nothing to round, float16 less range.
     """
-    if policy.vector == "float32" or x.dtype not in (torch.float32, torch.float64):
+    if not _rounds(x, policy):
         return x
     rounded = _round(x.detach(), policy.vector)
     if not (x.requires_grad and torch.is_grad_enabled()):
@@ -29,9 +30,15 @@ def deliver(x: Tensor, policy: Policy) -> Tensor:
 
 def deliver_in_place(x: Tensor, policy: Policy) -> Tensor:
     """Round what an in-place function has written, behind autograd's back."""
-    if policy.vector != "float32" and x.dtype in (torch.float32, torch.float64):
+    if _rounds(x, policy):
         x.data.copy_(_round(x.detach(), policy.vector))
     return x
+
+
+def _rounds(x: Tensor, policy: Policy) -> bool:
+    return (
+        policy.vector != "float32" and x.dtype in (torch.float32, torch.float64) and not is_uncast()
+    )
 
 
 def _round(x: Tensor, vector: str) -> Tensor:

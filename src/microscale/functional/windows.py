@@ -4,6 +4,7 @@ The windows of one group are rows of channels x kernel values, which blocks run 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from microscale.functional.product import cast_right
 from microscale.operands import Forward
 from microscale.tensor import BlockTensor
+from microscale.watch import tell_product
 from microscale.weights import cast_operand
 
 Sizes = int | tuple[int, ...]
@@ -32,21 +34,25 @@ def convolve_windows(
     if input.dim() < weight.dim():
         return convolve_windows((input.unsqueeze(0), weight, bias), geometry, operands).squeeze(0)
     groups = geometry[-1]
-    windows, places = _windows(input, weight, geometry)
+    windows, places = cut_windows(input, weight.shape, geometry)
+    left = cast_operand(windows, operands.input, -1)
+    tell_product("windows", windows, left, weight, operands.weight, 1, geometry)
     if isinstance(weight, BlockTensor):
         weight = weight.dequantize()
         operands = replace(operands, weight=None)
     kernels = cast_right(weight.flatten(1), operands.weight, 1)
-    left = cast_operand(windows, operands.input, -1)
     right = kernels.unflatten(0, (groups, -1)).mT
     result = torch.matmul(left, right).permute(0, 1, 3, 2).reshape(len(input), -1, *places)
     return result if bias is None else result + bias.view(-1, *[1] * len(places))
 
 
-def _windows(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, list[int]]:
-    """Return [N, groups, places, channels x kernel] and the places along each axis."""
+def cut_windows(x: Tensor, shape: Sequence[int], geometry: Geometry) -> tuple[Tensor, list[int]]:
+    """The windows [N, groups, places, channels x kernel] of x [N, channels, ...], and the places.
+
+    `shape` is that of the weight, [out, in / groups, ...].
+    """
     stride, padding, dilation, groups = geometry
-    kernel = weight.shape[2:]
+    kernel = tuple(shape[2:])
     strides, dilations = _each(stride, kernel), _each(dilation, kernel)
     reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
     if isinstance(padding, str):
@@ -61,7 +67,7 @@ def _windows(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[Tensor, lis
     n = len(kernel)
     places = list(x.shape[2 : 2 + n])
     apart = x.unflatten(1, (groups, -1)).movedim(2, 2 + n)
-    return apart.reshape(len(x), groups, math.prod(places), weight[0].numel()), places
+    return apart.reshape(len(x), groups, math.prod(places), math.prod(shape[1:])), places
 
 
 def _each(size: Sizes, kernel: tuple[int, ...]) -> tuple[int, ...]:

@@ -88,14 +88,19 @@ def quantize(x: Tensor, plan: Plan, seed: Tensor | None = None) -> Stored:
     if x.numel() == 0:
         return _storage_of_nothing(x, plan)
     blocks, scales = scale(split(widen(x, fmt), plan), plan)
-    values = rounded(blocks, scales, plan, random_like(x, plan, seed))
+    return store(rounded(blocks, scales, plan, random_like(x, plan, seed)), scales, shape, plan)
+
+
+def store(values: Tensor, scales: Scales, shape: tuple[int, ...], plan: Plan) -> Stored:
+    """Packed codes and stored scales of split blocks whose `values` are on the element's grid."""
+    fmt = plan.format
     if scales.zero is not None:
         values = values + scales.zero
     codes = merge(encode(values, fmt.element), shape, plan)
     packed = pack(codes.movedim(plan.axis, -1), fmt.element.bits, fmt.padding)
     stored = gather_shared(encode_scale(scales.block, fmt.scale), plan, len(shape))
-    outer = x.new_empty(0) if scales.tensor is None else scales.tensor.reshape(1)
-    zero = torch.empty(0, dtype=torch.int8, device=x.device)
+    outer = values.new_empty(0) if scales.tensor is None else scales.tensor.reshape(1)
+    zero = torch.empty(0, dtype=torch.int8, device=values.device)
     if scales.zero is not None:
         zero = gather_shared((scales.zero / fmt.element.smallest).to(torch.int8), plan, len(shape))
     return packed, stored, outer.float(), zero
@@ -247,8 +252,11 @@ def spread_shared(stored: Tensor, plan: Plan) -> Tensor:
 # ---------------------------------------------------------------- scale
 
 
-def scale(blocks: Tensor, plan: Plan) -> tuple[Tensor, Scales]:
-    """The shared scale of every block, and the blocks after prerounding and flushing."""
+def scale(blocks: Tensor, plan: Plan, outer: Tensor | None = None) -> tuple[Tensor, Scales]:
+    """The shared scale of every block, and the blocks after prerounding and flushing.
+
+    `outer` is a tensor scale that was settled before, for blocks that are a part of a tensor.
+    """
     options = plan.options
     if options.prerounding is Prerounding.BFLOAT16:
         blocks = preround(blocks, options.rounding)
@@ -266,7 +274,7 @@ def scale(blocks: Tensor, plan: Plan) -> tuple[Tensor, Scales]:
     if plan.format.scale.is_power_of_two:
         block = power_scale(amax, blocks, plan)
         return blocks, Scales(block.masked_fill(poisoned, math.nan), None)
-    outer, zero = tensor_scale(amax, plan.format), None
+    outer, zero = tensor_scale(amax, plan.format) if outer is None else outer, None
     if plan.format.zero_point:
         block, zero = span_scale(blocks.masked_fill(poisoned, 0.0), plan)
     else:

@@ -79,6 +79,12 @@ def _plan_entry(entry: Entry, text: Path | None, setting: Setting) -> Plan:
     return Plan(entry.name, partial(entry.load, folder, setting, text))
 
 
+def check_name(model: str) -> None:
+    """Raise MicroscaleError for what is neither a known name, a directory nor a name of the hub."""
+    if model not in ENTRIES and not Path(model).is_dir():
+        _refuse_typing_error(model)
+
+
 def _refuse_typing_error(model: str) -> None:
     """Stop before the hub is asked for what is surely meant to be a path or one of our names."""
     close = get_close_matches(model.lower(), ENTRIES, n=1, cutoff=0.7)

@@ -1,0 +1,117 @@
+"""`microscale quantize`: a model rounded with calibration data, written packed."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from microscale.checkpoint.native import save
+from microscale.commands.console import console
+from microscale.errors import MicroscaleError
+from microscale.files import write_file
+from microscale.policy import Policy
+from microscale.recipes.diffusion import error_diffusion
+from microscale.recipes.solve import Solver
+from microscale.report.progress import bars
+from microscale.suite.calibration import read_calibration
+from microscale.suite.setting import Setting
+
+WEIGHTS = "model.safetensors"
+REPORT = "calibration.json"
+POLICY = "policy.toml"
+PROGRESS = ".progress"
+BESIDES = ("*.json", "*.model", "*.txt", "*.jinja")
+"""Files of a model directory that are copied: configuration and tokenizer."""
+
+
+def run_quantize(  # noqa: PLR0913  (the command's options)
+    model: str,
+    *,
+    fmt: str | None,
+    policy: Path | None,
+    method: Any,
+    data: Path,
+    out: Path,
+    scales: Any,
+    settle: Any,
+    order: bool,
+    sweeps: int | None,
+    limit: int | None,
+    batch_size: int | None,
+    seed: int,
+    device: str,
+    dtype: str,
+) -> None:
+    """Quantize a model by `method` and write it to the folder `out`.
+
+    Everything is checked first. The folder is made when the first weights are solved; it keeps
+    them until the end, so that the same command goes on where it was killed.
+    """
+    setting = Setting.parse(
+        limit=limit, batch_size=batch_size, seed=seed, device=device, dtype=dtype
+    )
+    Solver(method, settle, order, None, sweeps)
+    chosen = _policy(fmt, policy)
+    _check_folder(out)
+    with bars(model) as report:
+        report("loading", 0, None)
+        found = read_calibration(model, data, setting)
+        calibration = error_diffusion(
+            found.model,
+            chosen,
+            found.batches,
+            method=method,
+            scales=scales,
+            settle=settle,
+            order=order,
+            sweeps=sweeps,
+            progress=out / PROGRESS,
+            report=report,
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    if found.folder is not None:
+        _copy_besides(found.folder, out)
+    save(found.model, out / WEIGHTS)
+    write_file(out / POLICY, chosen.to_toml())
+    record = {"model": model, "data": found.about, "seed": seed, **calibration.to_dict()}
+    write_file(out / REPORT, json.dumps(record, indent=2) + "\n")
+    terminal = console()
+    terminal.print(str(calibration), markup=False)
+    terminal.print(
+        f"{out / WEIGHTS}: {calibration.conversion.bits_per_weight:.3f} bits per weight, "
+        f"calibrated with {found.about}.",
+        markup=False,
+    )
+
+
+def _copy_besides(folder: Path, out: Path) -> None:
+    for pattern in BESIDES:
+        for path in sorted(folder.glob(pattern)):
+            if not path.name.endswith(".index.json"):
+                shutil.copyfile(path, out / path.name)
+
+
+def _policy(fmt: str | None, path: Path | None) -> Policy:
+    if (fmt is None) == (path is None):
+        raise MicroscaleError("give either --format or --policy.")
+    if fmt is not None:
+        return Policy.parse(fmt)
+    assert path is not None
+    if not path.is_file():
+        raise MicroscaleError(f"--policy {str(path)!r} does not exist (or is no file).")
+    text = path.read_text(encoding="utf-8")
+    return Policy.from_json(text) if path.suffix == ".json" else Policy.from_toml(text)
+
+
+def _check_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise MicroscaleError(f"--out {str(out)!r} is a file; name a new folder.")
+    others = [path.name for path in out.iterdir() if path.name != PROGRESS] if out.is_dir() else []
+    if others:
+        raise MicroscaleError(
+            f"--out {str(out)!r} holds {min(others)!r} already; name a new or empty folder."
+        )
+    if not out.resolve().parent.is_dir():
+        raise MicroscaleError(
+            f"--out {str(out)!r}: there is no folder {str(out.resolve().parent)!r}; make it first."
+        )
