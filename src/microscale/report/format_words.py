@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from microscale.formats import BlockFormat, ElementFormat, ScaleFormat
 from microscale.rounding import LAWS
@@ -65,14 +66,19 @@ def properties(fmt: BlockFormat | ElementFormat) -> Iterator[tuple[str, str]]:
         yield "scale rule", f"{fmt.rule}: {fmt.rule.law}"
         if fmt.zero_point:
             yield "zero point", "int8, the code that stands for zero; all codes are used"
-    yield from _element_properties(fmt.element if isinstance(fmt, BlockFormat) else fmt)
+        yield from _element_properties(fmt.element, whole_range=fmt.zero_point)
+    else:
+        yield from _element_properties(fmt)
     for option in LAWS:
         default = next(iter(option))
         yield option.argument(), f"{default} unless told otherwise: {default.law}"
 
 
-def _element_properties(element: ElementFormat) -> Iterator[tuple[str, str]]:
-    yield "element", f"{element}, {element.bits} bits: {element_layout(element)}"
+def _element_properties(
+    element: ElementFormat, *, whole_range: bool = False
+) -> Iterator[tuple[str, str]]:
+    layout = element_layout(replace(element, specials="full") if whole_range else element)
+    yield "element", f"{element}, {element.bits} bits: {layout}"
     yield "emin, emax", f"{element.emin}, {element.emax}"
     yield "largest", number(element.largest)
     if element.smallest_normal is not None:
