@@ -12,6 +12,7 @@
 #include "pack.h"
 #include "philox.h"
 #include "runs.h"
+#include "swift.h"
 #include "walk.h"
 
 namespace {
@@ -19,6 +20,7 @@ namespace {
 constexpr int kRun = 2048;  // values of a batch
 constexpr int kTile = 64;   // rows of a strip that are packed together
 constexpr int64_t kSmall = 1 << 14;  // below this many values one thread is enough
+constexpr int64_t kStreamed = 1 << 24;  // bytes from which output goes past the caches
 
 struct Job : ms_job {
   Rule rule;
@@ -262,8 +264,130 @@ int for_units(int64_t units, int64_t values, int threads, int64_t reserved, cons
 
 int64_t values_of(const Job& job) { return lanes_of(job.geometry) * job.geometry.length; }
 
+// ---------------------------------------------------------------- rows of blocks of 32
+
+#if defined(__AVX512BW__)
+
+constexpr int kPages = 8;  // that are written in turns; one would not keep the memory busy
+constexpr int64_t kPage = 1024, kChunk = kPages * kPage;  // in values
+
+template <class T>
+const T* read_at(const Job& job, int64_t at) {
+  return static_cast<const T*>(job.x) + at;
+}
+
+template <class T>
+T* write_at(const Job& job, int64_t at) {
+  return static_cast<T*>(job.y) + at;
+}
+
+bool is_on_line(const void* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
+
+bool is_streamed(const Job& job) {
+  return job.given && job.x != job.y && is_on_line(job.y) &&
+         values_of(job) * size_of(job.y_type) >= kStreamed;
+}
+
+// `blocks` blocks of a row from block `first` on, the odd ones by the general loops.
+template <bool Integer, bool Stream, class From, class To>
+void cast_part(const Job& job, const Place& p, int64_t first, int64_t blocks, Room& room) {
+  const From* x = read_at<From>(job, p.x + 32 * first);
+  To* y = write_at<To>(job, p.y + 32 * first);
+  const bool streamed = Stream && 32 * blocks == kChunk && is_on_line(y);
+  const int64_t pair = streamed ? kPage : 64, apart = streamed ? 2 : kGroup;
+  const int64_t ahead = streamed ? 128 : kAhead;
+  for (int64_t k = 0; k < blocks; k += kGroup) {
+    const int64_t start = k / kGroup * apart;
+    const int n = static_cast<int>(least<int64_t>(kGroup, blocks - k));
+    const From* from = x + 32 * start;
+    To* to = y + 32 * start;
+    const bool done =
+        streamed ? cast_group<Integer, true, Stream>(from, to, n, pair, ahead, job.rule)
+        : n == kGroup ? cast_group<Integer, true, false>(from, to, n, pair, ahead, job.rule)
+                      : cast_group<Integer, false, false>(from, to, n, pair, ahead, job.rule);
+    for (int b = 0; !done && b < n; b += 2) {
+      row_batch(job, p, first + start + block_at(b, pair) / 32, least(2, n - b), room);
+    }
+  }
+  if (streamed) _mm_sfence();
+}
+
+template <bool Integer, int Bits, class From>
+void quantize_part(const Job& job, const Place& p, int64_t first, int64_t blocks, Room& room) {
+  const From* x = read_at<From>(job, p.x + 32 * first);
+  uint8_t* y = write_at<uint8_t>(job, p.y + 4 * Bits * first);
+  uint8_t* scales = static_cast<uint8_t*>(job.scales) + p.scale + first;
+  for (int64_t k = 0; k < blocks; k += kGroup) {
+    const int n = static_cast<int>(least<int64_t>(kGroup, blocks - k));
+    const From* from = x + 32 * k;
+    uint8_t* to = y + 4 * Bits * k;
+    const bool done =
+        n == kGroup ? quantize_group<Integer, Bits, true>(from, to, scales + k, n, job.rule)
+                    : quantize_group<Integer, Bits, false>(from, to, scales + k, n, job.rule);
+    if (!done) row_batch(job, p, first + k, n, room);
+  }
+}
+
+using Part = void (*)(const Job&, const Place&, int64_t, int64_t, Room&);
+
+template <bool Integer, class From>
+Part quantize_part_of(const Job& job) {
+  if (job.bits == 4) return quantize_part<Integer, 4, From>;
+  if (job.bits == 6) return quantize_part<Integer, 6, From>;
+  return quantize_part<Integer, 8, From>;
+}
+
+template <bool Integer, class From>
+Part cast_part_of(const Job& job) {
+  const bool streamed = is_streamed(job);
+  if (job.y_type == MS_FLOAT32) {
+    return streamed ? cast_part<Integer, true, From, float>
+                    : cast_part<Integer, false, From, float>;
+  }
+  return streamed ? cast_part<Integer, true, From, uint16_t>
+                  : cast_part<Integer, false, From, uint16_t>;
+}
+
+template <bool Integer>
+Part part_of(const Job& job) {
+  const bool wide = job.x_type == MS_FLOAT32;
+  if (job.codes) {
+    return wide ? quantize_part_of<Integer, float>(job) : quantize_part_of<Integer, uint16_t>(job);
+  }
+  return wide ? cast_part_of<Integer, float>(job) : cast_part_of<Integer, uint16_t>(job);
+}
+
+// The swift kernel of a job, or null where there is none.
+Part swift_part(const Job& job) {
+  const ms_geometry& g = job.geometry;
+  const bool near = g.x_axis == 1 && (job.codes ? g.scale_axis == 1 : g.y_axis == 1);
+  const bool types = job.x_type != MS_FLOAT16 && (job.codes || job.y_type != MS_FLOAT16);
+  const bool blocks = is_swift(job.plan->format) && job.block == 32 && !job.search;
+  if (!near || !types || !blocks) return nullptr;
+  if (!job.rule.plain || job.plan->rounding != MS_EVEN) return nullptr;
+  return job.rule.grid.is_integer ? part_of<true>(job) : part_of<false>(job);
+}
+
+int swift_rows(const Job& job, Part part) {
+  const ms_geometry& g = job.geometry;
+  const int64_t chunks = ceil_div(g.length, kChunk);
+  const auto unit = [&](int64_t u, Room& room) {
+    const Place p = place_of(g, u / chunks, -1);
+    const int64_t first = u % chunks * (kChunk / 32);
+    const int64_t left = g.length - 32 * first;
+    part(job, p, first, least(kChunk, left) / 32, room);
+    if (left < kChunk && left % 32) row_batch(job, p, first + left / 32, 1, room);
+  };
+  return for_units(lanes_of(g) * chunks, values_of(job), job.threads, 0, unit);
+}
+
+#endif
+
 int counted_rows(Job& job) {
   join_rows(job);
+#if defined(__AVX512BW__)
+  if (const Part part = swift_part(job)) return swift_rows(job, part);
+#endif
   const ms_geometry& g = job.geometry;
   const int batch = batch_of(job);
   const int64_t blocks = ceil_div(g.length, job.block), batches = ceil_div(blocks, batch);
@@ -668,6 +792,57 @@ int decode_rows(const Job& job, const Decoder& d) {
   return for_units(lanes_of(g) * parts, values_of(job), job.threads, 0, unit);
 }
 
+#if defined(__AVX512BW__)
+
+template <int Bits, bool Integer, bool Stream, class To>
+bool decode_part_of(const Job& job, const Place& p, int64_t at, int n, const Halves& h) {
+  const uint8_t* from = read_at<uint8_t>(job, p.x + at * Bits / 8);
+  const uint8_t* scales = static_cast<const uint8_t*>(job.scales) + p.scale + at / 32;
+  return decode_blocks<Bits, Integer, Stream>(from, scales, n, h, write_at<To>(job, p.y + at));
+}
+
+using DecodePart = bool (*)(const Job&, const Place&, int64_t, int, const Halves&);
+
+template <int Bits, bool Integer>
+DecodePart decode_part_with(const Job& job) {
+  bool streamed = is_streamed(job);
+  const ms_geometry& g = job.geometry;
+  for (int d = 0; d < g.dimensions; ++d) streamed &= g.y[d] * size_of(job.y_type) % 64 == 0;
+  if (job.y_type == MS_FLOAT32) {
+    return streamed ? decode_part_of<Bits, Integer, true, float>
+                    : decode_part_of<Bits, Integer, false, float>;
+  }
+  return streamed ? decode_part_of<Bits, Integer, true, uint16_t>
+                  : decode_part_of<Bits, Integer, false, uint16_t>;
+}
+
+// The swift decoder of a job, or null where there is none.
+DecodePart swift_decoder(const Job& job) {
+  const ms_geometry& g = job.geometry;
+  const bool near = g.y_axis == 1 && g.scale_axis == 1 && job.y_type != MS_FLOAT16;
+  if (!near || !decodes_swiftly(job.plan->format)) return nullptr;
+  if (job.bits == 4) return decode_part_with<4, false>(job);
+  if (job.bits == 6) return decode_part_with<6, false>(job);
+  return job.rule.grid.is_integer ? decode_part_with<8, true>(job)
+                                  : decode_part_with<8, false>(job);
+}
+
+int swift_decode(const Job& job, const Decoder& d, DecodePart part) {
+  const ms_geometry& g = job.geometry;
+  const Halves h(job.plan->format.element);
+  const int64_t parts = ceil_div(g.length, kRun);
+  const auto unit = [&](int64_t u, Room& room) {
+    const Place p = place_of(g, u / parts, -1);
+    const int64_t at = u % parts * kRun;
+    const int n = static_cast<int>(least<int64_t>(kRun, g.length - at));
+    const int whole = part(job, p, at, n / 32, h) ? n / 32 * 32 : 0;
+    if (whole < n) decode_row(job, d, p, at + whole, n - whole, room);
+  };
+  return for_units(lanes_of(g) * parts, values_of(job), job.threads, 0, unit);
+}
+
+#endif
+
 void decode_tile(const Job& job, const Decoder& d, const Place& p, int64_t row, int rows,
                  int lanes, Room& room) {
   const ms_geometry& g = job.geometry;
@@ -699,6 +874,10 @@ int dequantize(const ms_job* given) {
   if (values_of(job) == 0) return MS_OK;
   const Decoder d = decoder_of(given->plan->format, given->tensor_scale);
   job.inner = strip_dimension(job, job.geometry.y, job.geometry.y_axis);
+#if defined(__AVX512BW__)
+  const DecodePart part = job.inner < 0 ? swift_decoder(job) : nullptr;
+  if (part) return swift_decode(job, d, part);
+#endif
   if (job.inner < 0) return decode_rows(job, d);
   return for_strips(job, ceil_div(job.geometry.length, kTile),
                     [&](const Place& p, int lanes, int64_t number, Room& room) {

@@ -14,6 +14,7 @@ typedef struct {
   const int64_t* seed;  // int64 [4], or null unless rounding is stochastic
   float* tensor_scale;  // written by quantize, read by dequantize; null where there is none
   int32_t x_type, y_type, threads;
+  int32_t given;  // y is memory that is there already: it may be written past the caches
 } ms_job;
 
 typedef struct {

@@ -84,10 +84,12 @@ def cast(
     return y if y.dtype is dtype else y.double()
 
 
-def _cast_pair(x: Tensor, y: Tensor, found: Served, axis: int, seed: Tensor | None) -> None:
+def _cast_pair(
+    x: Tensor, y: Tensor, found: Served, axis: int, seed: Tensor | None, *, given: bool = False
+) -> None:
     threads = torch.get_num_threads()
     job, address = _cast_job(
-        found, axis, x.dtype, y.dtype, threads, x.shape, x.stride(), y.stride()
+        found, axis, x.dtype, y.dtype, threads, given, x.shape, x.stride(), y.stride()
     )  # fmt: skip
     status = found.library.ms_cast(
         address, x.data_ptr(), y.data_ptr(), None if seed is None else seed.data_ptr()
@@ -104,7 +106,7 @@ def cast_into(x: Tensor, y: Tensor, found: Served, axis: int, seed: Tensor | Non
     strided = found.whole not in ("channel", "tensor") and x.dim() <= DIMENSIONS
     apart = in_place or not _overlap(x, y)
     if y.dtype in TYPES and apart and (contiguous or (strided and _distinct(y))):
-        _cast_pair(x, y, found, axis, seed)
+        _cast_pair(x, y, found, axis, seed, given=True)
         if not y.is_inference():
             torch.autograd.graph.increment_version(y)
     else:
@@ -143,12 +145,13 @@ def _cast_job(  # noqa: PLR0917  (the key of the cache: everything a job is made
     x_type: torch.dtype,
     y_type: torch.dtype,
     threads: int,
+    given: bool,  # noqa: FBT001
     shape: torch.Size,
     x: tuple[int, ...],
     y: tuple[int, ...],
 ) -> tuple[Job, int]:
     """What the core is told of a cast, and the address of that."""
-    job = Job(threads=threads, x_type=TYPES[x_type], y_type=TYPES[y_type])
+    job = Job(threads=threads, x_type=TYPES[x_type], y_type=TYPES[y_type], given=given)
     job.plan = ctypes.pointer(found.record)
     if found.whole in ("channel", "tensor") or len(shape) in (0, *range(DIMENSIONS + 1, 65)):
         _set_contiguous(job, shape, found.whole, axis)

@@ -97,7 +97,7 @@ class Job(ctypes.Structure):
         ("plan", ctypes.POINTER(PlanRecord)),
         ("geometry", Geometry),
         *((name, ctypes.c_void_p) for name in ("x", "y", "scales", "seed", "tensor_scale")),
-        *((name, ctypes.c_int32) for name in ("x_type", "y_type", "threads")),
+        *((name, ctypes.c_int32) for name in ("x_type", "y_type", "threads", "given")),
     )
 
 
