@@ -84,8 +84,10 @@ def _spelled(estimate: Estimate) -> str:
 
 
 HEAD = (
-    "| model | format | bits/weight | bits/activation | KL, format | KL, mixture "
-    "| difference [95 %] | metric, difference [95 %] | mixture is |",
+    (
+        "| model | format | bits/weight | bits/activation | KL, format | KL, mixture "
+        "| difference [95 %] | metric, difference [95 %] | mixture is |"
+    ),
     "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
 )
 

@@ -6,8 +6,12 @@ options and takes, as long as one fits, the change that lowers the loss most for
 integers, and the limit is kept in exact arithmetic whatever the solver's tolerances.
 """
 
+import ctypes
 import math
+import os
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -131,16 +135,18 @@ def _integer_program(
     largest = losses.max()
     rows = [item for item, _ in pairs]
     one = sparse.csr_array((np.ones(len(pairs)), (rows, range(len(pairs)))))
-    found = optimize.milp(
-        losses * (_SCALE / largest) if largest > 0 else losses,
-        integrality=np.ones(len(pairs)),
-        bounds=optimize.Bounds(0, 1),
-        constraints=[
-            optimize.LinearConstraint(one, 1, 1),
-            optimize.LinearConstraint(costs[None].astype(float), -np.inf, max(room, 0)),
-        ],
-        options={"mip_rel_gap": 0.0},
-    )
+    with _silence():
+        found = optimize.milp(
+            losses * (_SCALE / largest) if largest > 0 else losses,
+            integrality=np.ones(len(pairs)),
+            bounds=optimize.Bounds(0, 1),
+            constraints=[
+                optimize.LinearConstraint(one, 1, 1),
+                # In units of the room, so that the solver's absolute tolerance is a relative one.
+                optimize.LinearConstraint(costs[None] / max(room, 1), -np.inf, float(room > 0)),
+            ],
+            options={"mip_rel_gap": 0.0},
+        )
     if found.x is None:
         raise MicroscaleError(
             f"the exact search over {len(options)} parts found nothing ({found.message}); use the "
@@ -150,6 +156,26 @@ def _integer_program(
     for (item, option), x in zip(pairs, found.x, strict=True):
         best[item] = max(best.get(item, (-1.0, 0)), (float(x), option))
     return tuple(best[item][1] for item in range(len(options)))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing on standard output, not from C++ either.
+
+    HiGHS prints a line there whenever it mends a solution, whatever its options say, and standard
+    output may be a command's JSON.
+    """
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        if os.name == "posix":
+            ctypes.CDLL(None).fflush(None)  # else what is buffered comes out later
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 _WAYS: dict[Way, Callable[[Knapsack, int], tuple[int, ...]]] = {"exact": exact, "greedy": greedy}

@@ -28,7 +28,7 @@ from microscale.suite.size import Size
 from microscale.suite.task import Evaluate, Task
 from microscale.suite.trial import Progress, Trial
 
-CANDIDATES = ("mxfp4", "nvfp4", "mxfp6_e2m3", "mxfp8_e4m3", "mxint8")
+CANDIDATES = ("fp3_e2m0-32", "mxfp4", "nvfp4", "fp5_e2m2-32", "mxfp6_e2m3", "mxint8")
 STEPS = 8
 """How many equal steps the front has, besides the sizes of the candidates alone."""
 
@@ -99,10 +99,11 @@ def read_candidates(formats: Sequence[str], *, wide: bool) -> dict[str, Formats]
             raise MicroscaleError(
                 f"candidate {spelling!r} is a profile; a search assigns formats and pairs alone."
             )
-        label = str(policy)
+        activation = None if wide else activation
+        label = str(Policy.of(weight, activation))
         if label in found:
             raise MicroscaleError(f"candidates name {label!r} twice; name each once.")
-        found[label] = weight, None if wide else activation
+        found[label] = weight, activation
     if not found:
         raise MicroscaleError("candidates are empty; name at least one format, such as mxfp4.")
     return found
