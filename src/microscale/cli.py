@@ -118,8 +118,8 @@ def compare(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Formats, or weight/activation pairs, separated by commas: "
-            "mxint8,mxfp4/mxfp6_e2m3,paper:mxfp4 (with the paper's own rounding).",
+            help="Formats, weight/activation pairs or policy files, separated by commas: "
+            "mxint8,mxfp4/mxfp6_e2m3,mix.toml,paper:mxfp4 (with the paper's own rounding).",
         ),
     ] = None,
     text: Text = None,
@@ -161,7 +161,11 @@ def inspect(
     *,
     fmt: Annotated[
         str,
-        typer.Option("--format", metavar="FORMAT", help="A format or a weight/activation pair."),
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="A format, a weight/activation pair or a policy file.",
+        ),
     ] = "mxfp4",
     sort: Annotated[
         str,
@@ -270,6 +274,83 @@ def quantize(  # noqa: PLR0913  (its options)
             seed=seed,
             device=device,
             dtype=dtype,
+        )
+
+
+@app.command()
+def search(  # noqa: PLR0913  (its options)
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A Hugging Face causal language model (directory or name) or a model of the "
+            "suite.",
+        ),
+    ],
+    *,
+    budget: Annotated[
+        str,
+        typer.Option(
+            metavar="AMOUNT",
+            help="Average bits of a stored weight, scales included (4.6bits), or the size of the "
+            "whole model (250KB).",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the policy: .toml or .json.")
+    ] = None,
+    activations: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AMOUNT",
+            help="Average bits of an activation, if not those of a weight; fp32 leaves them alone.",
+        ),
+    ] = None,
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="What may be chosen: formats or pairs, separated by commas."
+        ),
+    ] = None,
+    measure: Annotated[
+        str, typer.Option(metavar="NAME", help="divergence, output or gradient.")
+    ] = "divergence",
+    solver: Annotated[str, typer.Option(metavar="NAME", help="exact or greedy.")] = "exact",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Calibration data as for quantize; by default the model's own, as in compare.",
+        ),
+    ] = None,
+    limit: Limit = None,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    json_file: JsonFile = None,
+    picture: Picture = None,
+) -> None:
+    """Choose a format for each layer, so that least is lost within a budget of bits."""
+    with _clean_exit():
+        from microscale.commands.search import run_search
+
+        run_search(
+            model,
+            budget=budget,
+            out=out,
+            activations=activations,
+            formats=formats,
+            measure=measure,
+            solver=solver,
+            data=data,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            json_file=json_file,
+            picture=picture,
         )
 
 

@@ -36,6 +36,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from microscale.errors import MicroscaleError, near_names
@@ -61,6 +62,9 @@ from microscale.operands import (
 from microscale.profiles import PROFILES, USUAL
 
 _BACKWARD = ("dgrad.", "wgrad.")
+
+POLICY_FILES = (".toml", ".json")
+"""How names of policy files end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +175,19 @@ class Policy:
         """
         profile, colon, pair = spelling.rpartition(":")
         return cls.named(profile.strip().lower() if colon else USUAL, *_pair(pair))
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Policy":
+        """Read a policy file, JSON if its name ends so, else TOML; raise MicroscaleError."""
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise MicroscaleError(f"policy {str(path)!r} cannot be read: {error}.") from error
+        try:
+            return cls.from_json(text) if path.suffix == ".json" else cls.from_toml(text)
+        except MicroscaleError as error:
+            raise MicroscaleError(f"policy file {str(path)!r}: {error}") from error
 
     def __str__(self) -> str:
         """Return the spelling that `parse` reads, marked where the policy holds more than that."""

@@ -36,7 +36,7 @@ def run_compare(
     setting = Setting.parse(
         limit=limit, batch_size=batch_size, seed=seed, device=device, dtype=dtype
     )
-    names = DEFAULT_FORMATS if formats is None else _split(formats)
+    names = DEFAULT_FORMATS if formats is None else split(formats)
     read_formats(names)
     outcome = Outcome.checked(json_file, picture)
     plans = plan(model, text, setting)
@@ -46,7 +46,8 @@ def run_compare(
     outcome.write(record, lambda: draw(comparisons), setting, terminal)
 
 
-def _split(formats: str) -> tuple[str, ...]:
+def split(formats: str) -> tuple[str, ...]:
+    """The names in a list separated by commas; MicroscaleError for an empty one."""
     names = tuple(name.strip() for name in formats.split(","))
     if not all(names):
         raise MicroscaleError(

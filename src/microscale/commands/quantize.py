@@ -97,10 +97,7 @@ def _policy(fmt: str | None, path: Path | None) -> Policy:
     if fmt is not None:
         return Policy.parse(fmt)
     assert path is not None
-    if not path.is_file():
-        raise MicroscaleError(f"--policy {str(path)!r} does not exist (or is no file).")
-    text = path.read_text(encoding="utf-8")
-    return Policy.from_json(text) if path.suffix == ".json" else Policy.from_toml(text)
+    return Policy.read(path)
 
 
 def _check_folder(out: Path) -> None:

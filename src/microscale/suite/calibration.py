@@ -1,8 +1,9 @@
 """Models and calibration data as a command line names them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,12 +11,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from microscale.errors import MicroscaleError
-from microscale.recipes.batch import Batch
+from microscale.recipes.batch import Batch, run
 from microscale.suite.hub import LanguageModel, check_directory, load_language_model
 from microscale.suite.language import Reading, cut
+from microscale.suite.predictions import Predictions
 from microscale.suite.registry import ENTRIES, check_name
 from microscale.suite.sampling import sample
 from microscale.suite.setting import Setting
+from microscale.suite.task import Task
 from microscale.suite.windows import batches, read_text
 
 SAMPLES = 128
@@ -126,3 +129,26 @@ def _batch(arrays: dict[str, Tensor], chosen: Sequence[int], setting: Setting) -
         for name, x in arrays.items()
     }
     return picked.get("", picked)
+
+
+def calibration_task(found: Calibrated) -> Task:
+    """What compares a model's logits on its calibration data with those of the unquantized one."""
+
+    def evaluate(model: nn.Module) -> Iterator[Predictions]:
+        for batch in found.batches:
+            yield Predictions(_logits(run(model, batch)))
+
+    return Task(evaluate=evaluate, metric="agreement", unit="sample", about=found.about)
+
+
+def _logits(output: Any) -> Tensor:
+    """The logits among what a model returned."""
+    found = getattr(output, "logits", output)
+    if isinstance(found, (tuple, list)) and found:
+        found = found[0]
+    if not isinstance(found, Tensor):
+        raise MicroscaleError(
+            f"the model returned a {type(output).__name__}, in which no logits are found; search "
+            "without --data."
+        )
+    return found

@@ -7,12 +7,13 @@ as it was afterwards, also when something is raised or the user interrupts.
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import nn
 
 from microscale.errors import MicroscaleError
 from microscale.formats import BlockFormat
-from microscale.policy import Policy
+from microscale.policy import POLICY_FILES, Policy
 from microscale.suite.comparison import Comparison
 from microscale.suite.coverage import Coverage, Recorder
 from microscale.suite.extras import require
@@ -55,7 +56,7 @@ def compare(
             measure of the findings. It must walk the same data in the same order every time.
             A `Task` adds a metric and words.
         formats: spellings such as "mxfp4", "mxfp4/mxfp6_e2m3" (weight/activation) or "paper:mxfp4"
-            (a profile's), block formats, or policies.
+            (a profile's), block formats, policies, or names of policy files (`*.toml`, `*.json`).
         name: of the model, for the report.
         seed: of torch's random numbers during each evaluation.
         progress: told how far the work is.
@@ -74,13 +75,20 @@ def compare(
 
 
 def read_formats(formats: Sequence[str | BlockFormat | Policy]) -> dict[str, Policy]:
-    """The policy of every format, by its name; MicroscaleError for unknown and repeated ones."""
+    """The policy of every format, by its name; MicroscaleError for unknown and repeated ones.
+
+    A policy file goes by its own name.
+    """
     policies: dict[str, Policy] = {}
     for given in formats:
-        policy = given if isinstance(given, Policy) else Policy.parse(str(given))
-        if str(policy) in policies:
-            raise MicroscaleError(f"formats name {str(policy)!r} twice; name each once.")
-        policies[str(policy)] = policy
+        if str(given).endswith(POLICY_FILES):
+            name, policy = Path(str(given)).name, Policy.read(str(given))
+        else:
+            policy = given if isinstance(given, Policy) else Policy.parse(str(given))
+            name = str(policy)
+        if name in policies:
+            raise MicroscaleError(f"formats name {name!r} twice; name each once.")
+        policies[name] = policy
     if not policies:
         raise MicroscaleError("formats is empty; name at least one, such as mxfp4.")
     return policies

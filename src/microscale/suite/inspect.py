@@ -44,7 +44,7 @@ def inspect(
         evaluate: as in `compare`. It runs once for each layer and twice more, so it should give
             its batches one by one (a generator).
         fmt: a spelling such as "mxfp4", "mxfp4/mxfp6_e2m3" (weight/activation) or "paper:mxfp4" (a
-            profile's), a block format, or a policy.
+            profile's), a block format, a policy, or the name of a policy file.
         batches: how many of the first batches are used; None for all.
         name: of the model, for the report.
         seed: of torch's random numbers during each evaluation.
