@@ -145,7 +145,7 @@ def _cast_job(  # noqa: PLR0917  (the key of the cache: everything a job is made
     x_type: torch.dtype,
     y_type: torch.dtype,
     threads: int,
-    given: bool,  # noqa: FBT001
+    given: bool,
     shape: torch.Size,
     x: tuple[int, ...],
     y: tuple[int, ...],
