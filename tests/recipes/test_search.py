@@ -99,6 +99,14 @@ def test_a_mixture_is_better_than_formats_of_its_size() -> None:
     assert within.divergence.value <= sizes["mxfp6_e2m3/fp32"].divergence.value
 
 
+@pytest.mark.parametrize("measure", MEASURES)
+def test_activations_can_be_left_alone(measure: Measure) -> None:
+    found = found_by("6bits", activations="fp32", measure=measure)
+    assert {part.side for part in found.parts} == {"weights"}
+    assert found.policy.forward.input is None
+    assert found.policy.matmul.left is None
+
+
 def test_predictions_are_the_best_of_all_assignments() -> None:
     found = found_by("5.5bits", activations="fp32")
     weights = [part for part in found.parts if part.side == "weights"]
@@ -250,7 +258,7 @@ def test_parts_share_parameters_across_chains() -> None:
     parts = weight_parts(model, operands, {"0"})
     assert [part.modules for part in parts] == [("0", "3"), ("1",), ("2",)]
     assert [part.reached for part in parts] == [True, False, False]
-    assert [part.bits for part in parts] == [(4352, 6400, 8448)] * 3
+    assert [list(map(int, part.bits)) for part in parts] == [[4352, 6400, 8448]] * 3
 
 
 def test_casts_are_traced_to_their_modules() -> None:

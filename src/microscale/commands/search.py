@@ -12,7 +12,7 @@ from microscale.operands import WIDE
 from microscale.policy import POLICY_FILES, Policy
 from microscale.recipes.budget import Budget
 from microscale.recipes.knapsack import check_way
-from microscale.recipes.search import CANDIDATES, read_candidates, search
+from microscale.recipes.search import CANDIDATES, read_activations, read_candidates, search
 from microscale.recipes.searched import WIDTH
 from microscale.recipes.sensitivity import check_measure
 from microscale.report.front import draw
@@ -54,7 +54,7 @@ def run_search(  # noqa: PLR0913  (the command's options)
     setting = replace(setting, limit=setting.limit or SAMPLES)
     names = CANDIDATES if formats is None else split(formats)
     Budget.parse(budget)
-    read_candidates(names, wide=activations == WIDE)
+    read_candidates(names, wide=read_activations(activations) == WIDE)
     check_measure(measure)
     check_way(solver)
     outcome = Outcome.checked(json_file, picture)

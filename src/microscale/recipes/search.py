@@ -71,7 +71,7 @@ def search(
         MicroscaleError: words that are not known; a budget that no assignment meets, with the
             smallest that can be met; an evaluation without logits; a model without products.
     """
-    limits = Budget.parse(budget), _parse_activations(activations)
+    limits = Budget.parse(budget), read_activations(activations)
     candidates = read_candidates(formats, wide=limits[1] == WIDE)
     check_measure(measure)
     check_way(solver)
@@ -109,7 +109,8 @@ def read_candidates(formats: Sequence[str], *, wide: bool) -> dict[str, Formats]
     return found
 
 
-def _parse_activations(given: str | float | Budget | None) -> Budget | str | None:
+def read_activations(given: str | float | Budget | None) -> Budget | str | None:
+    """The budget of the activations: average bits, "fp32", or None; MicroscaleError for others."""
     if given is None or (isinstance(given, str) and given.strip().lower() == WIDE):
         return None if given is None else WIDE
     budget = Budget.parse(given)

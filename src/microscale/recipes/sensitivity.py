@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from microscale.errors import MicroscaleError, near_names
 from microscale.operands import Operand
 from microscale.recipes.mixture import Formats, mixture
-from microscale.recipes.parts import Marked, Part
+from microscale.recipes.parts import Marked, Part, Side
 from microscale.spelling import get_block_format
 from microscale.suite.coverage import Recorder
 from microscale.suite.measure import Measured, Reference, evaluating
@@ -43,9 +43,8 @@ Losses = tuple[tuple[float, ...], ...]
 
 def check_measure(measure: str) -> Measure:
     """Return the name of a measure; MicroscaleError for one that is not known."""
-    for known in MEASURES:
-        if measure == known:
-            return known
+    if measure in MEASURES:
+        return cast("Measure", measure)
     raise MicroscaleError(f"measure {measure!r} is not known.{near_names(measure, MEASURES)}")
 
 
@@ -62,7 +61,7 @@ class Sensitivity:
     trial: Trial
     base: Measured
     reference: Reference | None
-    candidates: Mapping[str, Sequence[Operand]]
+    candidates: Mapping[Side, Sequence[Operand]]
     progress: Progress
 
     def losses(self, parts: Sequence[Part], measure: Measure) -> Losses:
@@ -129,7 +128,7 @@ class Sensitivity:
         self.progress("gradients", 0, None)
         model = self.trial.model
         probe = Operand(get_block_format(PROBE))
-        wide = not self.candidates["activations"]
+        wide = "activations" not in self.candidates
         marked = Marked(model, probe, None if wide else probe)
         homes = {(m, part.side): place for place, part in enumerate(parts) for m in part.modules}
         taylor = _Taylor(marked, homes, self.candidates)
@@ -279,8 +278,8 @@ class _Taylor:
     """A watcher that asks every operand for its gradient and adds up 1/2 (g (x - cast(x)))^2."""
 
     marked: Marked
-    homes: Mapping[tuple[str, str], int]
-    candidates: Mapping[str, Sequence[Operand]]
+    homes: Mapping[tuple[str, Side], int]
+    candidates: Mapping[Side, Sequence[Operand]]
     sums: dict[tuple[int, int], float] = field(default_factory=dict)
     _handles: list[Any] = field(default_factory=list)
     _asked: set[tuple[int, int]] = field(default_factory=set)

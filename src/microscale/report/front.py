@@ -36,9 +36,11 @@ def draw(searched: Searched) -> "Figure":
         )
     if logarithmic:
         axes.set_yscale("log")
-    axes.set_title(f"{searched.model}   {searched.about}", loc="left", fontsize=10)
+    axes.set_title(
+        f"{searched.model}   formats mixed by {searched.measure}", loc="left", fontsize=10
+    )
     axes.set_xlabel("stored bits per weight, scales included")
-    axes.set_ylabel("KL divergence from the unquantized model, nats (95 % interval)")
+    axes.set_ylabel("KL divergence from the unquantized model, nats")
     axes.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["right", "top"]].set_visible(False)
