@@ -155,7 +155,7 @@ def test_running_minmax() -> None:
 def test_batches_settle_mse(fmt: str) -> None:
     batches = [heavy(50, 8, seed=i) for i in range(4)]
     whole = torch.cat(batches)
-    errors = {}
+    errors: dict[str, float] = {}
     for fraction in CANDIDATES:
         one = settled(float(whole.min() * fraction), float(whole.max() * fraction), fmt)
         errors.setdefault(one, float((whole - cast(whole, one)).double().square().sum()))

@@ -226,7 +226,7 @@ def quantize(  # noqa: PLR0913  (its options)
         Path | None, typer.Option(metavar="FILE", help="A policy as TOML or JSON, instead.")
     ] = None,
     method: Annotated[
-        str, typer.Option(metavar="NAME", help="error_diffusion, gptq, qronos or rtn.")
+        str, typer.Option(metavar="NAME", help="error_diffusion, gptq, qronos, rtn or ranges.")
     ] = "error_diffusion",
     scales: Annotated[
         str, typer.Option(metavar="HOW", help="Search scales (mse), or follow the format's rule.")
@@ -244,6 +244,20 @@ def quantize(  # noqa: PLR0913  (its options)
     sweeps: Annotated[
         int | None, typer.Option(metavar="N", help="Go over all columns N more times.")
     ] = None,
+    weight_range: Annotated[
+        str | None,
+        typer.Option(metavar="HOW", help="With ranges: minmax, percentile or mse (the default)."),
+    ] = None,
+    input_range: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW", help="With ranges: minmax, running, percentile or mse (the default)."
+        ),
+    ] = None,
+    batch_norm: Annotated[
+        bool,
+        typer.Option("--batch-norm", help="With ranges: estimate batch norms again."),
+    ] = False,
     limit: Limit = None,
     batch_size: BatchSize = None,
     seed: Seed = 0,
@@ -265,6 +279,9 @@ def quantize(  # noqa: PLR0913  (its options)
             settle=settle,
             order=order,
             sweeps=sweeps,
+            weight_range=weight_range,
+            input_range=input_range,
+            batch_norm=batch_norm,
             limit=limit,
             batch_size=batch_size,
             seed=seed,

@@ -23,7 +23,7 @@ from microscale.kernels.plan import plan as make_plan
 from microscale.kernels.reference import Scales
 from microscale.kernels.storage import Layout
 from microscale.operands import Operand
-from microscale.rounding import Law, Nonfinite, Options
+from microscale.rounding import Law, Nonfinite, Options, ScaleRule
 from microscale.tensor import BlockTensor
 
 MOMENTUM = 0.9
@@ -261,7 +261,7 @@ class Sample:
         if scales.zero is not None:
             lowest, _ = reference.whole_range(fmt.element)
             zero = round((float(scales.zero) - lowest) / fmt.element.smallest)
-        return replace(fmt, scale=settled_scale(float(scales.block), zero), rule=None)  # type: ignore[arg-type]
+        return replace(fmt, scale=settled_scale(float(scales.block), zero), rule=ScaleRule.AMAX)
 
     def _scales(self, fmt: BlockFormat, estimator: Estimator) -> Scales:
         dtype = reference.working(torch.float32, fmt)

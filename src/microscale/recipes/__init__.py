@@ -1,5 +1,6 @@
 """Recipes: what is done to a whole model with data."""
 
 from microscale.recipes.diffusion import error_diffusion
+from microscale.recipes.ranges import ranges
 
-__all__ = ["error_diffusion"]
+__all__ = ["error_diffusion", "ranges"]
