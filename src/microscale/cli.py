@@ -199,6 +199,39 @@ def inspect(
 
 
 @app.command()
+def fp8_vs_int8(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="A model as in compare; by default none."),
+    ] = None,
+    *,
+    text: Text = None,
+    limit: Limit = None,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    json_file: JsonFile = None,
+    picture: Picture = None,
+) -> None:
+    """Show which format of 8 bits holds distributions, and a model, best (arXiv 2303.17951)."""
+    with _clean_exit():
+        from microscale.commands.fp8_vs_int8 import run_fp8_vs_int8
+
+        run_fp8_vs_int8(
+            model,
+            text=text,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            json_file=json_file,
+            picture=picture,
+        )
+
+
+@app.command()
 def quantize(  # noqa: PLR0913  (its options)
     model: Annotated[
         str,

@@ -196,6 +196,7 @@ class Sample:
     _drawn: Tensor = field(default_factory=lambda: torch.empty(0))
     _keys: Tensor = field(default_factory=lambda: torch.empty(0))
     _generator: torch.Generator | None = None
+    _settled: dict[tuple[BlockFormat, Estimator], BlockFormat] = field(default_factory=dict)
 
     def add(self, batch: Tensor) -> None:
         """Add a batch of values of any shape; MicroscaleError if some are not finite."""
@@ -208,6 +209,7 @@ class Sample:
                 "such samples out."
             )
         low, high = float(x.amin()), float(x.amax())
+        self._settled.clear()
         self.count += len(x)
         self.low, self.high = min(self.low, low), max(self.high, high)
         before = self.running or (low, high)
@@ -256,6 +258,12 @@ class Sample:
             )
         if not self.count:
             raise MicroscaleError("there are no values to estimate a range from.")
+        key = fmt, estimator
+        if key not in self._settled:
+            self._settled[key] = self._settle(fmt, estimator)
+        return self._settled[key]
+
+    def _settle(self, fmt: BlockFormat, estimator: Estimator) -> BlockFormat:
         scales = self._scales(fmt, estimator)
         zero = None
         if scales.zero is not None:
