@@ -36,6 +36,7 @@ LAYERS = (
         "convert",
         "cache",
         "tally",
+        "ranges",
         "analysis",
         "checkpoint",
     ),

@@ -203,6 +203,39 @@ def inspect(
 
 
 @app.command()
+def fp8_vs_int8(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="A model as in compare; by default none."),
+    ] = None,
+    *,
+    text: Text = None,
+    limit: Limit = None,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    json_file: JsonFile = None,
+    picture: Picture = None,
+) -> None:
+    """Show which format of 8 bits holds distributions, and a model, best (arXiv 2303.17951)."""
+    with _clean_exit():
+        from microscale.commands.fp8_vs_int8 import run_fp8_vs_int8
+
+        run_fp8_vs_int8(
+            model,
+            text=text,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            json_file=json_file,
+            picture=picture,
+        )
+
+
+@app.command()
 def quantize(  # noqa: PLR0913  (its options)
     model: Annotated[
         str,
@@ -230,7 +263,7 @@ def quantize(  # noqa: PLR0913  (its options)
         Path | None, typer.Option(metavar="FILE", help="A policy as TOML or JSON, instead.")
     ] = None,
     method: Annotated[
-        str, typer.Option(metavar="NAME", help="error_diffusion, gptq, qronos or rtn.")
+        str, typer.Option(metavar="NAME", help="error_diffusion, gptq, qronos, rtn or ranges.")
     ] = "error_diffusion",
     scales: Annotated[
         str, typer.Option(metavar="HOW", help="Search scales (mse), or follow the format's rule.")
@@ -248,6 +281,20 @@ def quantize(  # noqa: PLR0913  (its options)
     sweeps: Annotated[
         int | None, typer.Option(metavar="N", help="Go over all columns N more times.")
     ] = None,
+    weight_range: Annotated[
+        str | None,
+        typer.Option(metavar="HOW", help="With ranges: minmax, percentile or mse (the default)."),
+    ] = None,
+    input_range: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW", help="With ranges: minmax, running, percentile or mse (the default)."
+        ),
+    ] = None,
+    batch_norm: Annotated[
+        bool,
+        typer.Option("--batch-norm", help="With ranges: estimate batch norms again."),
+    ] = False,
     limit: Limit = None,
     batch_size: BatchSize = None,
     seed: Seed = 0,
@@ -269,6 +316,9 @@ def quantize(  # noqa: PLR0913  (its options)
             settle=settle,
             order=order,
             sweeps=sweeps,
+            weight_range=weight_range,
+            input_range=input_range,
+            batch_norm=batch_norm,
             limit=limit,
             batch_size=batch_size,
             seed=seed,

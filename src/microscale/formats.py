@@ -9,8 +9,10 @@ arXiv 2309.17224 for the `fnuz` kind; NVIDIA Transformer Engine documentation fo
 """
 
 import math
+import struct
 import typing
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import cached_property
 from typing import Literal
 
@@ -261,13 +263,16 @@ class ScaleFormat:
 
     A power of two has `exponents`, the closed range of its exponents; a real-valued scale has a
     `grid`, whose positive values it takes. `bits` is what one scale costs as the format defines it;
-    in storage it takes whole bytes, `stored_bits`.
+    in storage it takes whole bytes, `stored_bits`. A scale that was settled beforehand has a
+    `value`, and the code that stands for `zero` where integers have one.
     """
 
     name: str
     bits: int
     exponents: tuple[int, int] | None = None
     grid: ElementFormat | None = None
+    value: float | None = None
+    zero: int | None = None
 
     def __str__(self) -> str:
         """Return the spelling."""
@@ -331,6 +336,34 @@ SCALE_E4M3 = ScaleFormat("e4m3", 8, grid=E4M3)
 UE5M3 = ScaleFormat("ue5m3", 8, grid=ElementFormat(5, 3, "ieee", 15))
 BF16 = ScaleFormat("bf16", 16, grid=ElementFormat(8, 7, "ieee", 127))
 FP32 = ScaleFormat("fp32", 32, grid=ElementFormat(8, 23, "ieee", 127))
+
+
+def settled_scale(value: float, zero: int | None = None) -> ScaleFormat:
+    """Make the scale that is `value` whatever the data is, as calibration settles it.
+
+    `value` is rounded to float32. `zero` is the code that stands for zero, counted from the lowest,
+    for integers with a zero point. Raises MicroscaleError for what is no positive finite float32.
+    """
+    value = _to_float32(value)
+    if not 0 < value < math.inf:
+        raise MicroscaleError(f"scale {value!r} is not a positive finite float32.")
+    name = f"at{_shortest(value)}" + ("" if zero is None else f"z{zero}")
+    return ScaleFormat(name, 32, grid=FP32.grid, value=value, zero=zero)
+
+
+def _to_float32(value: float) -> float:
+    try:
+        rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:
+        return math.inf
+    return rounded
+
+
+def _shortest(value: float) -> str:
+    """The shortest decimal that float32 reads back, without an exponent."""
+    digits = next(n for n in range(1, 10) if _to_float32(float(f"{value:.{n}g}")) == value)
+    return f"{Decimal(f'{value:.{digits}g}'):f}"
+
 
 SCALES: dict[str, ScaleFormat] = {
     str(scale): scale
@@ -448,6 +481,8 @@ class BlockFormat:
             raise MicroscaleError("a tensor scale needs real-valued scales, as in nvfp4.")
         if self.zero_point:
             self._check_zero_point()
+        if self.scale.value is not None:
+            self._check_settled()
         object.__setattr__(self, "name", self._spell())
 
     def _check_zero_point(self) -> None:
@@ -460,6 +495,24 @@ class BlockFormat:
             raise MicroscaleError(
                 f"a zero point needs a real-valued scale of its own, such as {FP32}, not "
                 f"{self.tensor_scale or self.scale}."
+            )
+
+    def _check_settled(self) -> None:
+        zero = self.scale.zero
+        if self.block != "tensor":
+            raise MicroscaleError(
+                f"scale {self.scale} is settled for a whole tensor; use the block 'tensor', not "
+                f"{self.block!r}."
+            )
+        if (zero is not None) != self.zero_point:
+            raise MicroscaleError(
+                f"scale {self.scale}: a settled zero and {ZERO_POINT} go together, as in "
+                f"int8-tensor-at0.5z12-{ZERO_POINT}."
+            )
+        if zero is not None and not 0 <= zero < 1 << self.element.bits:
+            raise MicroscaleError(
+                f"scale {self.scale}: zero is to be one of the {1 << self.element.bits} codes of "
+                f"{self.element}, counted from 0."
             )
 
     def _spell(self) -> str:

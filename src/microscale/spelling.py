@@ -14,6 +14,7 @@ from microscale.formats import (
     ZERO_POINT,
     BlockFormat,
     ElementFormat,
+    ScaleFormat,
     Specials,
     WholeBlock,
     default_scale,
@@ -21,12 +22,14 @@ from microscale.formats import (
     float_format,
     integer_format,
     make_concrete,
+    settled_scale,
 )
 from microscale.rounding import ScaleRule
 
 _FLOAT = re.compile(r"(?:fp[0-9]_)?e([0-9])m([0-9])(?:b([0-9]{1,3}))?(finite|fn|fnuz|ieee)?")
 _INTEGER = re.compile(r"int([0-9]{1,3})(full)?")
 _BLOCK = re.compile(r"([0-9]{1,9})(?:x([0-9]{1,9}))?")
+_SETTLED = re.compile(r"at([0-9]{1,50}(?:\.[0-9]{1,60})?)(?:z([0-9]{1,3}))?")
 _ALIASES = {"mxfp8": "mxfp8_e4m3", "mxfp6": "mxfp6_e2m3", "mxfp4_e2m1": "mxfp4"}
 
 
@@ -82,7 +85,7 @@ def _read_block(
         if kind == "block":
             block = _read_size(option)
         elif kind == "scale":
-            scale = SCALES[option]
+            scale = _read_scale(option)
         elif kind == "rule":
             rule = ScaleRule(option)
         elif kind == "tensor scale":
@@ -100,7 +103,7 @@ def _sort_options(spelling: str, options: list[str]) -> dict[str, str]:
     for option in options:
         if _read_size(option) is not None:
             kind = "block"
-        elif option in SCALES:
+        elif option in SCALES or _SETTLED.fullmatch(option):
             kind = "scale"
         elif option in list(ScaleRule):
             kind = "rule"
@@ -129,6 +132,12 @@ def _read_size(option: str) -> int | tuple[int, int] | WholeBlock | None:
     if not (match := _BLOCK.fullmatch(option)):
         return None
     return (int(match[1]), int(match[2])) if match[2] else int(match[1])
+
+
+def _read_scale(option: str) -> ScaleFormat:
+    if match := _SETTLED.fullmatch(option):
+        return settled_scale(float(match[1]), int(match[2]) if match[2] else None)
+    return SCALES[option]
 
 
 def _read_element(name: str) -> ElementFormat | None:

@@ -127,3 +127,40 @@ def test_arrays_are_cut_into_batches(tmp_path: Path) -> None:
 
 def test_the_embedded_model_is_there() -> None:
     assert (EMBEDDED / "stdlib-gpt" / "config.json").is_file()
+
+
+def test_ranges(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    output = run(
+        *("quantize", "stdlib-gpt", "--format", "int8-channel/int8-tensor-zero_point"),
+        *("--method", "ranges", "--weight-range", "minmax", "--input-range", "percentile"),
+        *("--data", text, "--out", out, "--limit", "2"),
+    )
+    assert "inputs by percentile" in output
+    record = json.loads((out / "calibration.json").read_text())
+    assert record["estimators"] == {"weights": "minmax", "inputs": "percentile"}
+    policy = Policy.from_toml((out / "policy.toml").read_text())
+    settled = [s for _, settings in policy.overrides for path, s in settings if "input" in path]
+    assert any("int8-tensor-at" in str(s) for s in settled)
+    config = transformers.AutoConfig.from_pretrained(out)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    load(out / "model.safetensors", model)
+    with torch.no_grad():
+        assert model(torch.arange(10).unsqueeze(0)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--input-range", "mse"), "--input-range is for --method ranges, not 'error_diffusion'"),
+        (("--method", "ranges", "--order"), "--order is for methods that solve"),
+        (("--method", "ranges", "--input-range", "mae"), "--input-range 'mae' is not known"),
+    ],
+)
+def test_options_of_other_methods(options: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    output = run(
+        *("quantize", "stdlib-gpt", "--format", "mxfp4", *options),
+        *("--data", tmp_path / "none.txt", "--out", tmp_path / "out"),
+        code=2,
+    )
+    assert message in " ".join(output.split())

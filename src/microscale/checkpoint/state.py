@@ -1,5 +1,6 @@
 """What a converted model is stored as: which weights are packed how, and its policy."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -36,11 +37,15 @@ def policy_of(model: nn.Module) -> Policy | None:
     if not sites:
         return None
     kept = {name: site.policy for name, site in sites.items() if not site.reason}
+    return joined(kept, tuple(name for name, site in sites.items() if site.reason))
+
+
+def joined(kept: Mapping[str, Policy], ignore: tuple[str, ...]) -> Policy:
+    """One policy of those of single modules by name, outer modules first."""
     base = next(iter(kept.values()), Policy())
-    ignore = tuple(name for name, site in sites.items() if site.reason)
     if all(policy == base for policy in kept.values()):
         return replace(base, ignore=ignore)
-    # Outer modules come first, and of several overrides that cover a module the last one wins.
+    # Of several overrides that cover a module the last one wins, so that of the innermost.
     overrides = tuple(
         (n, tuple((p, policy.setting(p)) for p in SETTINGS)) for n, policy in kept.items()
     )

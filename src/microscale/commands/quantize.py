@@ -7,10 +7,13 @@ from typing import Any
 
 from microscale.checkpoint.native import save
 from microscale.commands.console import console
-from microscale.errors import MicroscaleError
+from microscale.errors import MicroscaleError, near_names
 from microscale.files import write_file
 from microscale.policy import Policy
+from microscale.ranges import Estimator
+from microscale.recipes.calibration import Calibration
 from microscale.recipes.diffusion import error_diffusion
+from microscale.recipes.ranges import Ranging, ranges
 from microscale.recipes.solve import Solver
 from microscale.report.progress import bars
 from microscale.suite.calibration import read_calibration
@@ -20,6 +23,11 @@ WEIGHTS = "model.safetensors"
 REPORT = "calibration.json"
 POLICY = "policy.toml"
 PROGRESS = ".progress"
+RANGES = "ranges"
+RANGE_OPTIONS = ("--weight-range", "--input-range", "--batch-norm")
+USUAL = {"scales": "mse", "settle": "entered", "order": False, "sweeps": None}
+"""The options of methods that solve, as they are when none is given."""
+
 BESIDES = ("*.json", "*.model", "*.txt", "*.jinja")
 """Files of a model directory that are copied: configuration and tokenizer."""
 
@@ -36,6 +44,9 @@ def run_quantize(  # noqa: PLR0913  (the command's options)
     settle: Any,
     order: bool,
     sweeps: int | None,
+    weight_range: str | None,
+    input_range: str | None,
+    batch_norm: bool,
     limit: int | None,
     batch_size: int | None,
     seed: int,
@@ -50,24 +61,29 @@ def run_quantize(  # noqa: PLR0913  (the command's options)
     setting = Setting.parse(
         limit=limit, batch_size=batch_size, seed=seed, device=device, dtype=dtype
     )
-    Solver(method, settle, order, None, sweeps)
+    ranging = {"weights": weight_range, "inputs": input_range, "batch_norm": batch_norm}
+    solving: dict[str, Any] = {"scales": scales, "settle": settle, "order": order, "sweeps": sweeps}
+    _check_method(method, ranging, solving)
     chosen = _policy(fmt, policy)
     _check_folder(out)
     with bars(model) as report:
         report("loading", 0, None)
         found = read_calibration(model, data, setting)
-        calibration = error_diffusion(
-            found.model,
-            chosen,
-            found.batches,
-            method=method,
-            scales=scales,
-            settle=settle,
-            order=order,
-            sweeps=sweeps,
-            progress=out / PROGRESS,
-            report=report,
-        )
+        calibration: Calibration | Ranging
+        if method == RANGES:
+            given: Any = {name: value for name, value in ranging.items() if value is not None}
+            calibration = ranges(found.model, chosen, found.batches, **given)
+            chosen = calibration.conversion.policy
+        else:
+            calibration = error_diffusion(
+                found.model,
+                chosen,
+                found.batches,
+                method=method,
+                **solving,
+                progress=out / PROGRESS,
+                report=report,
+            )
     out.mkdir(parents=True, exist_ok=True)
     if found.folder is not None:
         _copy_besides(found.folder, out)
@@ -82,6 +98,23 @@ def run_quantize(  # noqa: PLR0913  (the command's options)
         f"calibrated with {found.about}.",
         markup=False,
     )
+
+
+def _check_method(method: Any, ranging: dict[str, Any], solving: dict[str, Any]) -> None:
+    """Refuse options of the other methods, and values that the method does not know."""
+    if method != RANGES:
+        for name, option in zip(ranging, RANGE_OPTIONS, strict=True):
+            if ranging[name]:
+                raise MicroscaleError(f"{option} is for --method ranges, not {method!r}.")
+        Solver(method, solving["settle"], solving["order"], None, solving["sweeps"])
+        return
+    for name, usual in USUAL.items():
+        if solving[name] != usual:
+            raise MicroscaleError(f"--{name} is for methods that solve, not for {RANGES!r}.")
+    for option, value in zip(RANGE_OPTIONS, ranging.values(), strict=True):
+        if isinstance(value, str) and value not in list(Estimator):
+            near = near_names(value, [str(e) for e in Estimator])
+            raise MicroscaleError(f"{option} {value!r} is not known.{near}")
 
 
 def _copy_besides(folder: Path, out: Path) -> None:

@@ -275,7 +275,9 @@ def scale(blocks: Tensor, plan: Plan, outer: Tensor | None = None) -> tuple[Tens
         block = power_scale(amax, blocks, plan)
         return blocks, Scales(block.masked_fill(poisoned, math.nan), None)
     outer, zero = tensor_scale(amax, plan.format) if outer is None else outer, None
-    if plan.format.zero_point:
+    if plan.format.scale.value is not None:
+        block, zero = settled_scale(amax, plan.format)
+    elif plan.format.zero_point:
         block, zero = span_scale(blocks.masked_fill(poisoned, 0.0), plan)
     else:
         block = _real_scale(amax, blocks, outer, plan)
@@ -402,6 +404,17 @@ def real_scale(amax: Tensor, largest: float, outer: Tensor | None, grid: Element
         # A tensor scale that underflowed to zero leaves zero scales, not NaN.
         quotient = torch.where(outer == 0, 0.0, amax / largest / outer)
     return torch.where(amax == 0, 1.0, round_to_grid(quotient, grid).to(amax.dtype))
+
+
+def settled_scale(amax: Tensor, fmt: BlockFormat) -> tuple[Tensor, Tensor | None]:
+    """The scale, and the value of zero's code if it has one, that were settled beforehand."""
+    value, code = fmt.scale.value, fmt.scale.zero
+    assert value is not None
+    scale = torch.full_like(amax, value)
+    if code is None:
+        return scale, None
+    low, _ = whole_range(fmt.element)
+    return scale, torch.full_like(amax, low + code * fmt.element.smallest)
 
 
 def whole_range(element: ElementFormat) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from microscale.kernels import reference
 from microscale.kernels.plan import Plan
 from microscale.kernels.reference import Scales
 from microscale.kernels.storage import Layout
+from microscale.operands import Operand
 from microscale.recipes.grid import Grid
 from microscale.recipes.part import Part
 from microscale.recipes.solve import Solution
@@ -55,6 +56,11 @@ class Places:
         """Hold another parameter, wherever this one is held."""
         for module, attribute in self._held[name]:
             setattr(module, attribute, parameter)
+
+    def operand(self, name: str) -> Operand | None:
+        """How a parameter is cast; None if modules differ, or none is known to cast it."""
+        found = {weight.operand for weight in self._weights.get(name, [])}
+        return found.pop() if len(found) == 1 else None
 
     def axis(self, name: str) -> int | None:
         """The axis along which a parameter is packed; None if it is not."""

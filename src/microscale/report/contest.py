@@ -1,0 +1,92 @@
+"""FP8 against INT8: the picture."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from microscale.report.quality import GREY, interval
+from microscale.suite.accuracy import ELEMENTS, Accuracy
+from microscale.suite.contest import Contest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+COLORS = dict(zip(ELEMENTS, ("#1f5fa8", "#3a8a5b", "#c9a227", "#d1622b", "#8b5aa5"), strict=True))
+
+
+def draw(found: Sequence[Accuracy], contest: Contest | None) -> "Figure":
+    """Draw the distributions and, of a model, what formats lose and why."""
+    from matplotlib.figure import Figure
+
+    panels = 1 if contest is None else 3
+    figure = Figure(figsize=(6.0 * panels, 4.6), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    _draw_distributions(axes[0], found)
+    if contest is not None:
+        _draw_results(axes[1], contest)
+        _draw_layers(axes[2], contest)
+    for one in axes:
+        one.grid(visible=True, axis="y", color="#e4e4e4", linewidth=0.6)
+        one.set_axisbelow(True)
+        one.spines[["right", "top"]].set_visible(False)
+    return figure
+
+
+def _draw_distributions(axes: "Axes", found: Sequence[Accuracy]) -> None:
+    wide = 1 / (len(ELEMENTS) + 1)
+    for place, name in enumerate(ELEMENTS):
+        at = [i + (place - 2) * wide for i in range(len(found))]
+        heights = [one.bits[name] for one in found]
+        axes.bar(at, heights, width=0.9 * wide, color=COLORS[name], label=name)
+    for i, one in enumerate(found):
+        label = "any 256 levels" if not i else "_"
+        axes.hlines(one.bound, i - 0.45, i + 0.45, color="#222222", linewidth=1, label=label)
+    axes.set_xticks(range(len(found)), [one.distribution for one in found])
+    axes.set_ylabel("bits of accuracy, log2(sigma / RMSE)")
+    axes.set_ylim(0, 9.6)
+    axes.legend(ncols=6, frameon=False, fontsize=8, loc="upper center", columnspacing=1.0)
+
+
+def _draw_results(axes: "Axes", contest: Contest) -> None:
+    losses = ((r.row.format, r.row.figures.loss_of_quality) for r in contest.results)
+    known = [(n, loss) for n, loss in losses if loss is not None and math.isfinite(loss.value)]
+    logarithmic = bool(known) and all(loss.value > 0 for _, loss in known)
+    for place, (name, loss) in enumerate(known):
+        below, above = interval(loss, logarithmic=logarithmic)
+        color = COLORS.get(name, GREY)
+        reach = [[below], [above]]
+        axes.errorbar(place, loss.value, yerr=reach, fmt="o", color=color, capsize=3, markersize=7)
+    axes.set_xticks(range(len(known)), [name for name, _ in known], rotation=30, ha="right")
+    if logarithmic:
+        axes.set_yscale("log")
+    some = contest.results[0].row.figures.divergence is not None
+    axes.set_ylabel("KL from unquantized, nats" if some else f"change of {contest.metric}")
+    axes.set_title(
+        f"{contest.model}: {contest.units} {contest.unit}s (95 %)", fontsize=10, loc="left"
+    )
+
+
+def _draw_layers(axes: "Axes", contest: Contest) -> None:
+    from matplotlib.ticker import LogFormatter
+
+    for name in ELEMENTS:
+        for operand, marker in (("input", "o"), ("weight", "x")):
+            points = [
+                (layer.kurtosis, layer.bits[name])
+                for layer in contest.layers
+                if layer.operand == operand and not math.isnan(layer.bits[name] + layer.kurtosis)
+            ]
+            if points:
+                x, y = zip(*points, strict=True)
+                label = name if operand == "input" else "_"
+                axes.scatter(x, y, s=18, color=COLORS[name], marker=marker, label=label, alpha=0.8)
+    axes.set_xscale("log")
+    for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        ticks(LogFormatter(minor_thresholds=(1.5, 0.5)))
+    axes.set_xlabel("kurtosis of a layer's inputs (o) and weight (x); 3 if normal")
+    axes.set_ylabel("bits of accuracy, one scale for the tensor")
+    axes.legend(frameon=False, fontsize=8, ncols=5, loc="upper center", columnspacing=1.0)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.12 * (high - low))
