@@ -104,6 +104,7 @@ def test_gradient_is_clipped_beyond_the_range() -> None:
     assert x.grad.tolist() == [1.0, 1.0, 0.0, 0.0]
 
 
+@pytest.mark.usefixtures("weights_decoded_first")
 def test_policy_and_model_are_read_back(tmp_path: Path) -> None:
     policy = Policy.of("int8-channel", overrides={"0": "int8-channel/int8-tensor-at0.25"})
     assert Policy.from_toml(policy.to_toml()) == policy

@@ -40,6 +40,7 @@ def applied(model: nn.Module, policy: str, **further: object) -> Ranging:
     return ranges(model, policy, images(), **further)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("weights_decoded_first")
 @pytest.mark.parametrize("inputs", ["minmax", "running", "percentile", "mse"])
 @pytest.mark.parametrize("weights", ["minmax", "percentile", "mse"])
 @pytest.mark.parametrize(
@@ -200,6 +201,7 @@ def test_bad_data_and_weights() -> None:
         applied(model, "int8-channel/int8-tensor")
 
 
+@pytest.mark.usefixtures("weights_decoded_first")
 def test_a_fixed_bias_needs_no_range() -> None:
     model, plain = network(), network()
     applied(model, "int8-channel/fp8_e4m3fnuz-tensor-unit", weights="minmax")

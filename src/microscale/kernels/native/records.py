@@ -162,6 +162,8 @@ def serves(fmt: BlockFormat, options: Options) -> bool:
     exponents beyond 100, and searched scales of blocks as long as the data.
     """
     element, scale = fmt.element, fmt.scale
+    if fmt.zero_point or scale not in (E8M0, SCALE_E4M3, UE5M3, BF16, FP32):
+        return False
     # Built again from the parts that are known here: a part that is not known cannot slip through.
     known = (
         element
@@ -175,7 +177,6 @@ def serves(fmt: BlockFormat, options: Options) -> bool:
     return (
         known
         and element.specials != "full"
-        and scale in (E8M0, SCALE_E4M3, UE5M3, BF16, FP32)
         and fmt.tensor_scale in (None, FP32)
         and (isinstance(fmt.block, int) or fmt.block in WHOLE_BLOCKS)
         and fmt.rule in _RULES
