@@ -1,4 +1,4 @@
-// The numbers of a format, as formats.py states them. Python fills these records; no number about a
+// The numbers of a format, as microscale/formats states them. Python fills these records; no number about a
 // format is written in C++. Enumerations below have the order of their Python twins in
 // kernels/native/records.py.
 #ifndef MICROSCALE_FORMAT_H

@@ -15,7 +15,7 @@ from microscale.rounding import LAWS, Gradient, Law, ScaleRule
 INTRODUCTION = """\
 # Formats
 
-This page is made from `src/microscale/formats.py` and `rounding.py` by
+This page is made from `src/microscale/formats/` and `rounding.py` by
 `python runs/formats_page.py`; a test keeps it in step. `microscale formats NAME` shows one format
 in full.
 

@@ -1,4 +1,4 @@
-"""Cast, quantize and dequantize by the compiled core: the functions of kernels/reference.py.
+"""Cast, quantize and dequantize by the compiled core: the functions of kernels/reference/.
 
 The core is told where values lie (pointers, shapes, strides) and what a format is (numbers). Memory
 is allocated here. float64 is not served, nor what `records.serves` leaves out.
