@@ -8,7 +8,7 @@ import time
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
     "import microscale": ["-c", "import microscale"],
-    "microscale --help": ["-m", "microscale.cli", "--help"],
+    "microscale --help": ["-m", "microscale", "--help"],
 }
 REPEATS = 15
 LIMIT = 0.3

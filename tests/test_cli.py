@@ -37,6 +37,12 @@ def test_version() -> None:
     assert run("--version") == f"{__version__}\n"
 
 
+def test_module_runs_as_the_command() -> None:
+    command = [sys.executable, "-m", "microscale", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{__version__}\n"
+
+
 def test_help_is_light() -> None:
     code = (
         "import sys; sys.argv = ['microscale', '--help']\n"
@@ -140,7 +146,7 @@ def test_bad_input_is_one_message(
 
 
 def test_bad_input_in_a_process() -> None:
-    command = [sys.executable, "-m", "microscale.cli", "formats", "mxfp5"]
+    command = [sys.executable, "-m", "microscale", "formats", "mxfp5"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""

@@ -410,7 +410,3 @@ def main() -> None:
     # library that torch computes with reads this when it is loaded, so it is set before.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
-
-
-if __name__ == "__main__":
-    main()
