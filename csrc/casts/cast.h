@@ -2,7 +2,7 @@
 #ifndef MICROSCALE_CAST_H
 #define MICROSCALE_CAST_H
 
-#include "format.h"
+#include "../format.h"
 
 // What one call works on. `scales` is null for a cast to values. Threads: as many as torch has.
 typedef struct {

@@ -1,6 +1,6 @@
 // The C interface of casts: it picks the table of the instruction set in use.
 #include "cast.h"
-#include "isa.h"
+#include "../isa.h"
 
 namespace {
 

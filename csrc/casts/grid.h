@@ -8,7 +8,7 @@
 #define MICROSCALE_GRID_H
 
 #include "bits.h"
-#include "format.h"
+#include "../format.h"
 
 namespace {
 

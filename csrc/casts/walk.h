@@ -6,7 +6,7 @@
 #define MICROSCALE_WALK_H
 
 #include "bits.h"
-#include "format.h"
+#include "../format.h"
 
 namespace {
 

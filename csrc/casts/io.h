@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "bits.h"
-#include "format.h"
+#include "../format.h"
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif

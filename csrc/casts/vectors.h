@@ -1,0 +1,158 @@
+// Sixteen values at a time in AVX-512: loads, the grid in vectors, stores, packing. The steps are
+// those of grid.h and runs.h.
+#ifndef MICROSCALE_VECTORS_H
+#define MICROSCALE_VECTORS_H
+
+#include "grid.h"
+#include "io.h"
+#include "pack.h"
+#if defined(__AVX512BW__)
+#include <immintrin.h>
+
+namespace {
+
+// ---------------------------------------------------------------- loads
+
+inline __m512i bits16(const float* x) { return _mm512_loadu_si512(x); }
+inline __m512i bits16(const uint16_t* x) {
+  const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+  return _mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16);
+}
+
+// ---------------------------------------------------------------- largest
+
+// The largest of each of two sets of blocks, side by side.
+inline __m512i merge_words(__m512i a, __m512i b) {
+  return _mm512_max_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+}
+inline __m512i merge_pairs(__m512i a, __m512i b) {
+  return _mm512_max_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+}
+
+// The largest of each of sixteen vectors.
+inline __m512i largest_of_sixteen(const __m512i* v) {
+  __m512i four[4];
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+    four[k] = merge_pairs(merge_words(v[4 * k], v[4 * k + 1]),
+                          merge_words(v[4 * k + 2], v[4 * k + 3]));
+  }
+  const __m512i low = _mm512_max_epi32(_mm512_shuffle_i32x4(four[0], four[1], 0x44),
+                                       _mm512_shuffle_i32x4(four[0], four[1], 0xee));
+  const __m512i high = _mm512_max_epi32(_mm512_shuffle_i32x4(four[2], four[3], 0x44),
+                                        _mm512_shuffle_i32x4(four[2], four[3], 0xee));
+  return _mm512_max_epi32(_mm512_shuffle_i32x4(low, high, 0x88),
+                          _mm512_shuffle_i32x4(low, high, 0xdd));
+}
+
+// ---------------------------------------------------------------- grid
+
+// A grid in vectors.
+struct Lattice {
+  __m512i mask, to_c, magnitude, sign, largest_code, high;
+  __m128i down, sign_down;
+
+  explicit Lattice(const Grid& g)
+      : mask(_mm512_set1_epi32(g.exponent_mask)),
+        to_c(_mm512_set1_epi32(g.to_c)),
+        magnitude(_mm512_set1_epi32(kMagnitude)),
+        sign(_mm512_set1_epi32(INT32_MIN)),
+        largest_code(_mm512_set1_epi32(g.largest_code)),
+        high(_mm512_set1_epi32(g.high)),
+        down(_mm_cvtsi32_si128(23 - g.mantissa_bits)),
+        sign_down(_mm_cvtsi32_si128(31 - g.sign_shift)) {}
+};
+
+template <bool Integer>
+inline __m512i value16(__m512i x, const Lattice& l, __m512i low, __m512 top) {
+  const __m512i a = _mm512_and_epi32(x, l.magnitude);
+  const __m512i e = Integer ? low : _mm512_max_epi32(_mm512_and_epi32(a, l.mask), low);
+  const __m512 c = _mm512_castsi512_ps(_mm512_add_epi32(e, l.to_c));
+  const __m512 r = _mm512_sub_ps(_mm512_add_ps(_mm512_castsi512_ps(a), c), c);
+  const __m512i value = _mm512_castps_si512(_mm512_min_ps(top, r));
+  if (!Integer) return _mm512_ternarylogic_epi32(value, x, l.sign, 0xf8);  // value | (x & sign)
+  const __mmask16 some = _mm512_test_epi32_mask(value, value);
+  return _mm512_mask_or_epi32(value, some, value, _mm512_and_epi32(x, l.sign));
+}
+
+template <bool Integer>
+inline __m512i code16(__m512i x, const Lattice& l, __m512i low) {
+  const __m512i a = _mm512_and_epi32(x, l.magnitude);
+  const __m512i e = Integer ? low : _mm512_max_epi32(_mm512_and_epi32(a, l.mask), low);
+  const __m512i c = _mm512_add_epi32(e, l.to_c);
+  const __m512 sum = _mm512_add_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(c));
+  __m512i code = _mm512_sub_epi32(_mm512_castps_si512(sum), c);
+  if (!Integer) code = _mm512_add_epi32(code, _mm512_srl_epi32(_mm512_sub_epi32(e, low), l.down));
+  code = _mm512_min_epi32(code, l.largest_code);
+  if (Integer) {
+    const __mmask16 negative = _mm512_movepi32_mask(x);
+    return _mm512_mask_sub_epi32(code, negative, _mm512_setzero_si512(), code);
+  }
+  return _mm512_or_epi32(code, _mm512_srl_epi32(_mm512_and_epi32(x, l.sign), l.sign_down));
+}
+
+// ---------------------------------------------------------------- stores
+
+template <bool Stream>
+inline void put32(__m512i a, __m512i b, float* y) {
+  if (Stream) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(y), a);
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(y + 16), b);
+  } else {
+    _mm512_storeu_si512(y, a);
+    _mm512_storeu_si512(y + 16, b);
+  }
+}
+
+// The upper halves of two vectors, which are bfloat16 where the lower ones are zero.
+inline __m512i upper_halves(__m512i a, __m512i b) {
+  alignas(64) static const uint16_t odd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                               23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                               45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  return _mm512_permutex2var_epi16(a, _mm512_load_si512(odd), b);
+}
+
+template <bool Stream>
+inline void put32(__m512i a, __m512i b, uint16_t* y) {
+  const __m512i halves = upper_halves(a, b);
+  if (Stream) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(y), halves);
+  } else {
+    _mm512_storeu_si512(y, halves);
+  }
+}
+
+// Codes of 32 bits to bytes, in order.
+inline __m512i to_bytes(const __m512i* v) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i low = _mm512_packs_epi32(v[0], v[1]), high = _mm512_packs_epi32(v[2], v[3]);
+  return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
+}
+
+// 64 codes of Bits bits, the first `kept` of which exist, packed.
+template <int Bits>
+inline void put_codes(__m512i codes, int kept, uint8_t* to) {
+  const uint64_t bytes = static_cast<uint64_t>(kept * Bits / 8);
+  const __mmask64 there = ~0ull >> (64 - bytes);
+  if (Bits == 4) {
+    const __m512i pairs = _mm512_maddubs_epi16(codes, _mm512_set1_epi16(1 | 16 << 8));
+    const __m256i packed = _mm512_cvtepi16_epi8(pairs);
+    _mm256_mask_storeu_epi8(to, static_cast<__mmask32>(there), packed);
+  } else if (Bits == 6) {
+    const __m512i pairs = _mm512_maddubs_epi16(codes, _mm512_set1_epi16(1 | 64 << 8));
+    const __m512i fours = _mm512_madd_epi16(pairs, _mm512_set1_epi32(1 | 4096 << 16));
+    const __m512i three = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
+    const __m512i order =
+        _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 15, 15, 15, 15);
+    const __m512i packed = _mm512_permutexvar_epi32(order, _mm512_shuffle_epi8(fours, three));
+    _mm512_mask_storeu_epi8(to, there, packed);
+  } else {
+    _mm512_mask_storeu_epi8(to, there, codes);
+  }
+}
+
+}  // namespace
+
+#endif
+#endif
