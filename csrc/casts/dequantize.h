@@ -8,7 +8,7 @@
 
 namespace {
 
-void decode_row(const Job& job, const Decoder& d, const Place& p, int64_t at, int n, Room& room) {
+inline void decode_row(const Job& job, const Decoder& d, const Place& p, int64_t at, int n, Room& room) {
   const ms_geometry& g = job.geometry;
   unpack(static_cast<const uint8_t*>(job.x) + p.x + at * job.bits / 8, n, job.bits, room.codes);
   const int64_t to = p.y + at * g.y_axis;
@@ -24,7 +24,7 @@ void decode_row(const Job& job, const Decoder& d, const Place& p, int64_t at, in
   store(out, job.y, job.y_type, to, g.y_axis, n);
 }
 
-int decode_rows(const Job& job, const Decoder& d) {
+inline int decode_rows(const Job& job, const Decoder& d) {
   const ms_geometry& g = job.geometry;
   const int64_t parts = ceil_div(g.length, kRun);
   const auto unit = [&](int64_t u, Room& room) {
@@ -48,7 +48,7 @@ using DecodePart = bool (*)(const Job&, const Place&, int64_t, int, const Halves
 
 template <int Bits, bool Integer>
 DecodePart decode_part_with(const Job& job) {
-  bool streamed = is_streamed(job);
+  bool streamed = job.streamed && is_on_line(job.y);
   const ms_geometry& g = job.geometry;
   for (int d = 0; d < g.dimensions; ++d) streamed &= g.y[d] * size_of(job.y_type) % 64 == 0;
   if (job.y_type == MS_FLOAT32) {
@@ -70,7 +70,7 @@ DecodePart swift_decoder(const Job& job) {
                                   : decode_part_with<8, false>(job);
 }
 
-int swift_decode(const Job& job, const Decoder& d, DecodePart part) {
+inline int swift_decode(const Job& job, const Decoder& d, DecodePart part) {
   const ms_geometry& g = job.geometry;
   const Halves h(job.plan->format.element);
   const int64_t parts = ceil_div(g.length, kRun);
@@ -86,7 +86,7 @@ int swift_decode(const Job& job, const Decoder& d, DecodePart part) {
 
 #endif
 
-void decode_tile(const Job& job, const Decoder& d, const Place& p, int64_t row, int rows,
+inline void decode_tile(const Job& job, const Decoder& d, const Place& p, int64_t row, int rows,
                  int lanes, Room& room) {
   const ms_geometry& g = job.geometry;
   for (int lane = 0; lane < lanes; ++lane) {
@@ -112,7 +112,7 @@ void decode_tile(const Job& job, const Decoder& d, const Place& p, int64_t row, 
   }
 }
 
-int dequantize(const ms_job* given) {
+inline int dequantize(const ms_job* given) {
   Job job = job_of(given, true);
   if (values_of(job) == 0) return MS_OK;
   const Decoder d = decoder_of(given->plan->format, given->tensor_scale);

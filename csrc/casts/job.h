@@ -23,6 +23,7 @@ struct Job : ms_job {
   Rule rule;
   Philox philox;
   bool codes, stochastic, search;
+  bool streamed;  // values may go past the caches
   int bits, inner;  // inner: the dimension of a strip's lanes, or -1 for rows
   int64_t block, row_bytes;
 };
@@ -50,7 +51,7 @@ struct Room {
   ~Room() { delete[] heap; }
 };
 
-int64_t values_of(const Job& job) { return lanes_of(job.geometry) * job.geometry.length; }
+inline int64_t values_of(const Job& job) { return lanes_of(job.geometry) * job.geometry.length; }
 
 template <class T>
 const T* read_at(const Job& job, int64_t at) {
@@ -64,9 +65,9 @@ T* write_at(const Job& job, int64_t at) {
 
 inline bool is_on_line(const void* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
 
-inline bool is_streamed(const Job& job) {
-  return job.given && job.x != job.y && is_on_line(job.y) &&
-         values_of(job) * size_of(job.y_type) >= kStreamed;
+// Whether element `at` of the output begins a line of the caches.
+inline bool is_on_line(const Job& job, int64_t at) {
+  return is_on_line(static_cast<const char*>(job.y) + at * size_of(job.y_type));
 }
 
 template <class Unit>
@@ -96,7 +97,7 @@ int for_units(int64_t units, int64_t values, int threads, int64_t reserved, cons
 }
 
 // Strips where neighbouring lanes are closer than neighbours along the axis.
-int strip_dimension(const Job& job, const int64_t* strides, int64_t axis_stride) {
+inline int strip_dimension(const Job& job, const int64_t* strides, int64_t axis_stride) {
   const ms_geometry& g = job.geometry;
   const int inner = nearest_lanes(g, strides);
   if (inner < 0) return -1;
@@ -106,7 +107,7 @@ int strip_dimension(const Job& job, const int64_t* strides, int64_t axis_stride)
   return aligned && (near || short_axis) ? inner : -1;
 }
 
-Job job_of(const ms_job* given, bool codes) {
+inline Job job_of(const ms_job* given, bool codes) {
   Job job{};
   static_cast<ms_job&>(job) = *given;
   simplify(job.geometry);
@@ -122,6 +123,8 @@ Job job_of(const ms_job* given, bool codes) {
   // Rows end with whole bytes and a whole number of codes: 8 odd ones, four of 6 bits in 3 bytes.
   const int64_t unit = job.bits % 2 ? job.bits : job.bits == 6 ? 3 : 1;
   job.row_bytes = ceil_div(bytes_of(padded, job.bits), unit) * unit;
+  job.streamed = given->given && given->x != given->y &&
+                 values_of(job) * size_of(given->y_type) >= kStreamed;
   job.search = f.rule == MS_MSE || f.rule == MS_FOUR_OVER_SIX;
   return job;
 }

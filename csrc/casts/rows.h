@@ -4,6 +4,7 @@
 
 #include "job.h"
 #include "search.h"
+#include "swift_runs.h"
 
 namespace {
 
@@ -33,7 +34,16 @@ void round_blocks(const Job& job, const float* x, Out out, int n, const Scales& 
   if (at < n) round_run<false>(x + at, Out{out.to + at}, n - at, rule, s, whole, words + at);
 }
 
-void find_amax(const Job& job, const float* x, int n, int blocks, Amax& found) {
+// n values of a row from element `at` on, as float32; null where vectors read them as they are.
+inline const float* load_row(const Job& job, const Place& p, int64_t at, int n, Room& room) {
+  const ms_geometry& g = job.geometry;
+  if (is_swift_row(job)) return nullptr;
+  return load(job.x, job.x_type, p.x + at * g.x_axis, g.x_axis, n, room.in);
+}
+
+inline void find_amax(const Job& job, const Place& p, int64_t at, const float* x, int n,
+                      int blocks, Amax& found) {
+  if (!x) return swift_amax(job, p.x + at, n, blocks, found.all);
   const int block = static_cast<int>(job.block);
   reset(found, blocks);
   if (block == 32 && n % 32 == 0 && !job.rule.of_finite) {
@@ -45,7 +55,7 @@ void find_amax(const Job& job, const float* x, int n, int blocks, Amax& found) {
   }
 }
 
-void search_row(const Job& job, const float* x, int n, int blocks, const Amax& found, Scales& s,
+inline void search_row(const Job& job, const float* x, int n, int blocks, const Amax& found, Scales& s,
                 Room& room) {
   Search search;
   propose(found, blocks, job.rule, s, search);
@@ -60,7 +70,7 @@ void search_row(const Job& job, const float* x, int n, int blocks, const Amax& f
   choose(found, blocks, job.rule, search, s);
 }
 
-void write_codes(const Job& job, const uint8_t* codes, int n, uint8_t* row, int64_t at) {
+inline void write_codes(const Job& job, const uint8_t* codes, int n, uint8_t* row, int64_t at) {
   uint8_t* to = row + at * job.bits / 8;
   pack(codes, n, job.bits, to);
   if (at + n < job.geometry.length) return;
@@ -68,9 +78,31 @@ void write_codes(const Job& job, const uint8_t* codes, int n, uint8_t* row, int6
   if (end < whole) memset(end, 0, static_cast<size_t>(whole - end));
 }
 
-void finish_row(const Job& job, const Place& p, int64_t at, const float* x, int n, const Scales& s,
-                Room& room) {
+// The values of a row that vectors left: from element `at + done` to `at + n`.
+inline void finish_rest(const Job& job, const Place& p, int64_t at, int done, int n,
+                        const Scales& s, Room& room) {
   const ms_geometry& g = job.geometry;
+  const int block = static_cast<int>(least<int64_t>(job.block, n));
+  const int64_t to = p.y + at + done;
+  const float* x = load(job.x, job.x_type, p.x + at + done, 1, n - done, room.in);
+  float* out = job.codes ? nullptr : ::room(job.y, job.y_type, to, 1, room.out);
+  for (int i = done, size; i < n; i += size) {
+    const int number = i / block, k = i - done;
+    size = least((number + 1) * block, n) - i;
+    if (job.codes) {
+      round_run<false>(x + k, Codes{room.codes + k}, size, job.rule, s, number, nullptr);
+    } else {
+      round_run<false>(x + k, Values{out + k}, size, job.rule, s, number, nullptr);
+    }
+  }
+  if (!job.codes) return store(out, job.y, job.y_type, to, g.y_axis, n - done);
+  write_codes(job, room.codes, n - done, static_cast<uint8_t*>(job.y) + p.y, at + done);
+}
+
+inline void finish_row(const Job& job, const Place& p, int64_t at, const float* x, int n,
+                       const Scales& s, Room& room) {
+  const ms_geometry& g = job.geometry;
+  if (!x) return finish_rest(job, p, at, swift_row(job, p, at, n, s), n, s, room);
   if (job.stochastic) {
     philox_words(job.philox, p.index + at * g.index_axis, g.index_axis, n, room.words);
   }
@@ -86,33 +118,31 @@ void finish_row(const Job& job, const Place& p, int64_t at, const float* x, int 
 }
 
 // `blocks` blocks of a row from block `first` on.
-void row_batch(const Job& job, const Place& p, int64_t first, int blocks, Room& room) {
+inline void row_batch(const Job& job, const Place& p, int64_t first, int blocks, Room& room) {
   const ms_geometry& g = job.geometry;
   const int64_t at = first * job.block;
   const int n = static_cast<int>(least(blocks * job.block, g.length - at));
-  const float* x = load(job.x, job.x_type, p.x + at * g.x_axis, g.x_axis, n, room.in);
+  const float* x = load_row(job, p, at, n, room);
   Amax found;
   Scales s;
-  find_amax(job, x, n, blocks, found);
+  find_amax(job, p, at, x, n, blocks, found);
   find_scales(found, blocks, job.rule, s);
   if (job.search) search_row(job, x, n, blocks, found, s, room);
   finish_row(job, p, at, x, n, s, room);
   if (!job.scales) return;
-  for (int i = 0; i < blocks; ++i) {
-    const int64_t to = p.scale + (first + i) * g.scale_axis;
-    store_scale(job.scales, to, s, i, job.plan->format);
-  }
+  store_scales(job.scales, p.scale + first * g.scale_axis, g.scale_axis, s, blocks,
+               job.plan->format);
 }
 
 // Blocks in a batch: whole bytes of codes, at most kBatch, about kRun values.
-int batch_of(const Job& job) {
+inline int batch_of(const Job& job) {
   int64_t blocks = least<int64_t>(kRun / job.block, kBatch);
   if (blocks >= 8) return static_cast<int>(blocks / 8 * 8);
   return job.block * job.bits % 8 == 0 ? static_cast<int>(most<int64_t>(blocks, 1)) : 8;
 }
 
 // Rows that lie behind each other everywhere and end with a whole block are one row.
-void join_rows(Job& job) {
+inline void join_rows(Job& job) {
   ms_geometry& g = job.geometry;
   if (job.block == 0 || g.dimensions == 0 || g.length % job.block) return;
   const int d = static_cast<int>(g.dimensions) - 1;

@@ -175,24 +175,39 @@ inline void poison_infinities(const Amax& found, int n, Scales& s) {
   }
 }
 
-// The bits that are stored of a scale: a code of 8 bits, bfloat16 or float32.
-inline uint32_t stored_scale(const Scales& s, int i, const ms_format& f) {
-  const bool poisoned = s.block[i] != s.block[i];
-  if (f.power_of_two) return poisoned ? 255 : static_cast<uint32_t>(s.exponent[i] - f.scale_low);
-  const uint32_t bits = static_cast<uint32_t>(bits_of(s.block[i]));
-  if (f.scale_bits == 32) return bits;
-  if (f.scale_bits == 16) return bits >> 16;  // it lies on bfloat16's grid
-  if (poisoned) return static_cast<uint32_t>(f.grid.nan_code);
-  const Grid g = grid_of(f.grid);
-  const int32_t e = binade(bits_of(s.block[i]), g.low, g);
-  return static_cast<uint32_t>(steps(s.block[i], e, g.low, g));
+template <class T, class Bits>
+inline void put_scales(void* scales, int64_t at, int64_t apart, int n, Bits bits) {
+  T* to = static_cast<T*>(scales) + at;
+  if (apart == 1) {
+#pragma GCC ivdep
+    for (int i = 0; i < n; ++i) to[i] = static_cast<T>(bits(i));
+  } else {
+    for (int i = 0; i < n; ++i) to[i * apart] = static_cast<T>(bits(i));
+  }
 }
 
-inline void store_scale(void* scales, int64_t at, const Scales& s, int i, const ms_format& f) {
-  const uint32_t bits = stored_scale(s, i, f);
-  if (f.scale_bits == 8) static_cast<uint8_t*>(scales)[at] = static_cast<uint8_t>(bits);
-  if (f.scale_bits == 16) static_cast<uint16_t*>(scales)[at] = static_cast<uint16_t>(bits);
-  if (f.scale_bits == 32) static_cast<uint32_t*>(scales)[at] = bits;
+// Store the first n scales, `apart` from each other: codes of 8 bits, bfloat16 or float32.
+inline void store_scales(void* scales, int64_t at, int64_t apart, const Scales& s, int n,
+                         const ms_format& f) {
+  const float* block = s.block;
+  const int32_t *exponent = s.exponent, low = f.scale_low, nan_code = f.grid.nan_code;
+  if (f.power_of_two) {
+    put_scales<uint8_t>(scales, at, apart, n, [=](int i) {
+      return block[i] == block[i] ? exponent[i] - low : 255;
+    });
+  } else if (f.scale_bits == 32) {
+    put_scales<int32_t>(scales, at, apart, n, [=](int i) { return bits_of(block[i]); });
+  } else if (f.scale_bits == 16) {  // on bfloat16's grid
+    put_scales<uint16_t>(scales, at, apart, n, [=](int i) {
+      return static_cast<uint32_t>(bits_of(block[i])) >> 16;
+    });
+  } else {
+    const Grid g = grid_of(f.grid);
+    put_scales<uint8_t>(scales, at, apart, n, [=](int i) {
+      const int32_t e = binade(bits_of(block[i]), g.low, g);
+      return block[i] == block[i] ? steps(block[i], e, g.low, g) : nan_code;
+    });
+  }
 }
 
 }  // namespace

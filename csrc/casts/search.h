@@ -6,7 +6,7 @@
 
 namespace {
 
-void find_scales(const Amax& found, int n, const Rule& rule, Scales& s) {
+inline void find_scales(const Amax& found, int n, const Rule& rule, Scales& s) {
   int32_t amax[kBatch], poisoned[kBatch];
   settle(found, n, rule, amax, poisoned, s);
   const ms_format& f = rule.plan->format;
@@ -27,7 +27,7 @@ struct Search {
   double error[3][kBatch];
 };
 
-void propose(const Amax& found, int n, const Rule& rule, const Scales& s, Search& search) {
+inline void propose(const Amax& found, int n, const Rule& rule, const Scales& s, Search& search) {
   int32_t amax[kBatch], poisoned[kBatch];
   Scales& first = search.scales[0];
   settle(found, n, rule, amax, poisoned, first);
@@ -49,7 +49,7 @@ void propose(const Amax& found, int n, const Rule& rule, const Scales& s, Search
   }
 }
 
-void choose(const Amax& found, int n, const Rule& rule, const Search& search, Scales& s) {
+inline void choose(const Amax& found, int n, const Rule& rule, const Search& search, Scales& s) {
   for (int i = 0; i < n; ++i) {
     int best = 0;
     for (int c = 1; c < search.candidates; ++c) {

@@ -8,7 +8,7 @@
 
 namespace {
 
-const float* load_lanes(const Job& job, const Place& p, int64_t row, int lanes, Room& room) {
+inline const float* load_lanes(const Job& job, const Place& p, int64_t row, int lanes, Room& room) {
   const ms_geometry& g = job.geometry;
   return load(job.x, job.x_type, p.x + row * g.x_axis, g.x[job.inner], lanes, room.in);
 }
@@ -29,7 +29,7 @@ void round_lanes(const Job& job, const Place& p, int64_t row, int lanes, const S
   }
 }
 
-void pack_tile(const Job& job, const Place& p, int64_t row, int rows, int lanes,
+inline void pack_tile(const Job& job, const Place& p, int64_t row, int rows, int lanes,
                const uint8_t* codes) {
   const int64_t apart = job.geometry.y[job.inner];
   for (int lane = 0; lane < lanes; ++lane) {
@@ -39,10 +39,19 @@ void pack_tile(const Job& job, const Place& p, int64_t row, int rows, int lanes,
   }
 }
 
+// Whether no bytes follow a row's codes.
+inline bool row_ends_whole(const Job& job) {
+  return job.geometry.length * job.bits == job.row_bytes * 8;
+}
+
 // Rows `row` to `row + rows` of a strip, with the scales s (one for each lane, or one for all).
-void finish_strip(const Job& job, const Place& p, int64_t row, int64_t rows, int lanes,
+inline void finish_strip(const Job& job, const Place& p, int64_t row, int64_t rows, int lanes,
                   const Scales& s, bool one_scale, Room& room) {
   const ms_geometry& g = job.geometry;
+  const bool whole = rows % 16 == 0 && (row + rows < g.length || row_ends_whole(job));
+  if (is_swift_strip(job, lanes) && (!job.codes || whole)) {
+    return swift_strip(job, p, row, rows, lanes, s, one_scale);
+  }
   if (job.codes) {
     for (int64_t done = 0; done < rows; done += kTile) {
       const int part = static_cast<int>(least<int64_t>(kTile, rows - done));
@@ -62,7 +71,7 @@ void finish_strip(const Job& job, const Place& p, int64_t row, int64_t rows, int
   }
 }
 
-void search_strip(const Job& job, const Place& p, int64_t row, int64_t rows, int lanes,
+inline void search_strip(const Job& job, const Place& p, int64_t row, int64_t rows, int lanes,
                   const Amax& found, Scales& s, Room& room) {
   Search search;
   propose(found, lanes, job.rule, s, search);
@@ -75,15 +84,18 @@ void search_strip(const Job& job, const Place& p, int64_t row, int64_t rows, int
   choose(found, lanes, job.rule, search, s);
 }
 
-void amax_of_strip(const Job& job, const Place& p, int64_t row, int64_t rows, int lanes,
+inline void amax_of_strip(const Job& job, const Place& p, int64_t row, int64_t rows, int lanes,
                    Amax& found, Room& room) {
+  if (is_swift_strip(job, lanes)) {
+    return swift_strip_amax(job, p.x + row * job.geometry.x_axis, rows, lanes, found.all);
+  }
   reset(found, lanes);
   for (int64_t r = row; r < row + rows; ++r) {
     add_lanes(found, load_lanes(job, p, r, lanes, room), lanes, job.rule.of_finite);
   }
 }
 
-void strip_block(const Job& job, const Place& p, int64_t number, int lanes, Room& room) {
+inline void strip_block(const Job& job, const Place& p, int64_t number, int lanes, Room& room) {
   const ms_geometry& g = job.geometry;
   const int64_t row = number * job.block, rows = least(job.block, g.length - row);
   Amax found;
@@ -93,28 +105,43 @@ void strip_block(const Job& job, const Place& p, int64_t number, int lanes, Room
   if (job.search) search_strip(job, p, row, rows, lanes, found, s, room);
   finish_strip(job, p, row, rows, lanes, s, false, room);
   if (!job.scales) return;
-  for (int i = 0; i < lanes; ++i) {
-    const int64_t to = p.scale + i * g.scale[job.inner] + number * g.scale_axis;
-    store_scale(job.scales, to, s, i, job.plan->format);
-  }
+  store_scales(job.scales, p.scale + number * g.scale_axis, g.scale[job.inner], s, lanes,
+               job.plan->format);
 }
 
-// Calls visit(place of a strip's first lane, its lanes, segment along the axis, room).
+// Strips of a row of lanes: of kBatch, then what is left in 64s, then the rest.
+struct Chunks {
+  int64_t lanes, whole, count;
+
+  explicit Chunks(int64_t all) : lanes(all), whole(all / 64 * 64) {
+    count = ceil_div(whole, kBatch) + (whole < lanes);
+  }
+  int64_t first(int64_t chunk) const { return least(chunk * kBatch, whole); }
+  int size(int64_t chunk) const {
+    const int64_t left = first(chunk) < whole ? whole - first(chunk) : lanes - whole;
+    return static_cast<int>(least<int64_t>(kBatch, left));
+  }
+};
+
+// Calls visit(place of a strip's first lane, its lanes, segment along the axis, room). Segments
+// whose codes share lines of the caches follow each other.
 template <class Visit>
 int for_strips(const Job& job, int64_t segments, const Visit& visit) {
   const ms_geometry& g = job.geometry;
-  const int64_t lanes = g.shape[job.inner], chunks = ceil_div(lanes, kBatch);
-  const int64_t before = lanes_of(g) / lanes;
+  const Chunks chunks(g.shape[job.inner]);
+  const int64_t near = job.codes ? 4 : 1, groups = ceil_div(segments, near);
+  const int64_t before = lanes_of(g) / chunks.lanes;
   const auto unit = [&](int64_t u, Room& room) {
-    Place p = place_of(g, u / chunks / segments, job.inner);
-    const int64_t first = u % chunks * kBatch;
-    move(p, g, job.inner, first);
-    visit(p, static_cast<int>(least<int64_t>(kBatch, lanes - first)), u / chunks % segments, room);
+    const int64_t chunk = u % chunks.count, group = u / chunks.count % groups;
+    Place p = place_of(g, u / chunks.count / groups, job.inner);
+    move(p, g, job.inner, chunks.first(chunk));
+    const int64_t end = least((group + 1) * near, segments);
+    for (int64_t k = group * near; k < end; ++k) visit(p, chunks.size(chunk), k, room);
   };
-  return for_units(before * segments * chunks, values_of(job), job.threads, 0, unit);
+  return for_units(before * groups * chunks.count, values_of(job), job.threads, 0, unit);
 }
 
-int counted_strips(const Job& job) {
+inline int counted_strips(const Job& job) {
   return for_strips(job, ceil_div(job.geometry.length, job.block),
                     [&](const Place& p, int lanes, int64_t number, Room& room) {
                       strip_block(job, p, number, lanes, room);

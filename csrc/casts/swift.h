@@ -86,8 +86,9 @@ inline bool cast_group(const From* x, To* y, int n, int64_t pair, int64_t ahead,
     const int64_t at = block_at(k, pair);
     const __m512i low = _mm512_set1_epi32(s.low[k]);
     const __m512 top = _mm512_set1_ps(s.top[k]);
-    put32<Stream>(value16<Integer>(bits16(x + at), l, low, top),
-                  value16<Integer>(bits16(x + at + 16), l, low, top), y + at);
+    const __m512i a = bits16(x + at), b = bits16(x + at + 16);
+    put32<Stream>(value16<Integer>(_mm512_and_epi32(a, l.magnitude), a, l, low, top),
+                  value16<Integer>(_mm512_and_epi32(b, l.magnitude), b, l, low, top), y + at);
   }
   return true;
 }
@@ -99,23 +100,20 @@ inline bool quantize_group(const From* x, uint8_t* y, uint8_t* scales, int n, co
   if (!scale_group(amax_of_group<Whole>(x, n, 64, kAhead), rule, s)) return false;
   _mm_mask_storeu_epi8(scales, static_cast<__mmask16>((1u << n) - 1), s.codes);
   const Lattice l(rule.grid);
-  const __m512i mask = _mm512_set1_epi8(static_cast<char>(rule.grid.mask));
   for (int k = 0; k < n; k += 2) {
     const bool both = Whole || k + 1 < n;
     const From* from = x + 32 * k;
     const From* second = both ? from + 32 : from;
     const __m512i low = _mm512_set1_epi32(s.low[k]), next = _mm512_set1_epi32(s.low[k + both]);
-    __m512i v[4] = {code16<Integer>(bits16(from), l, low),
-                    code16<Integer>(bits16(from + 16), l, low),
-                    code16<Integer>(bits16(second), l, next),
-                    code16<Integer>(bits16(second + 16), l, next)};
-    if (Integer) {
-      const __m512i low_byte = _mm512_set1_epi32(255);
-      for (__m512i& part : v) part = _mm512_and_epi32(part, low_byte);
-    }
-    __m512i codes = to_bytes(v);
-    if (Integer && Bits < 8) codes = _mm512_and_si512(codes, mask);
-    put_codes<Bits>(codes, both ? 64 : 32, y + k * 4 * Bits);
+    const auto code = [&](const From* at, __m512i of) {
+      const __m512i v = bits16(at);
+      return code16<Integer>(_mm512_and_epi32(v, l.magnitude), v, l, of);
+    };
+    const __m512i v[4] = {code(from, low), code(from + 16, low), code(second, next),
+                          code(second + 16, next)};
+    const __m512i codes = to_bytes(v);
+    uint8_t* to = y + k * 4 * Bits;
+    both ? put_codes<Bits>(codes, to) : put_half_of_codes<Bits>(codes, to);
   }
   return true;
 }

@@ -14,7 +14,7 @@ constexpr int64_t kPage = 1024, kChunk = kPages * kPage;  // in values
 
 // `blocks` blocks of a row from block `first` on, the odd ones by the general loops.
 template <bool Integer, bool Stream, class From, class To>
-void cast_part(const Job& job, const Place& p, int64_t first, int64_t blocks, Room& room) {
+inline void cast_part(const Job& job, const Place& p, int64_t first, int64_t blocks, Room& room) {
   const From* x = read_at<From>(job, p.x + 32 * first);
   To* y = write_at<To>(job, p.y + 32 * first);
   const bool streamed = Stream && 32 * blocks == kChunk && is_on_line(y);
@@ -37,7 +37,7 @@ void cast_part(const Job& job, const Place& p, int64_t first, int64_t blocks, Ro
 }
 
 template <bool Integer, int Bits, class From>
-void quantize_part(const Job& job, const Place& p, int64_t first, int64_t blocks, Room& room) {
+inline void quantize_part(const Job& job, const Place& p, int64_t first, int64_t blocks, Room& room) {
   const From* x = read_at<From>(job, p.x + 32 * first);
   uint8_t* y = write_at<uint8_t>(job, p.y + 4 * Bits * first);
   uint8_t* scales = static_cast<uint8_t*>(job.scales) + p.scale + first;
@@ -63,7 +63,7 @@ Part quantize_part_of(const Job& job) {
 
 template <bool Integer, class From>
 Part cast_part_of(const Job& job) {
-  const bool streamed = is_streamed(job);
+  const bool streamed = job.streamed;
   if (job.y_type == MS_FLOAT32) {
     return streamed ? cast_part<Integer, true, From, float>
                     : cast_part<Integer, false, From, float>;
@@ -92,7 +92,7 @@ Part swift_part(const Job& job) {
   return job.rule.grid.is_integer ? part_of<true>(job) : part_of<false>(job);
 }
 
-int swift_rows(const Job& job, Part part) {
+inline int swift_rows(const Job& job, Part part) {
   const ms_geometry& g = job.geometry;
   const int64_t chunks = ceil_div(g.length, kChunk);
   const auto unit = [&](int64_t u, Room& room) {

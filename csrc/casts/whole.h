@@ -7,7 +7,7 @@
 
 namespace {
 
-void raise(int32_t* to, int32_t value) {
+inline void raise(int32_t* to, int32_t value) {
   int32_t seen = __atomic_load_n(to, __ATOMIC_RELAXED);
   while (seen < value && !__atomic_compare_exchange_n(to, &seen, value, true, __ATOMIC_RELAXED,
                                                       __ATOMIC_RELAXED)) {
@@ -51,25 +51,23 @@ struct Groups {
   }
 };
 
-int64_t groups_of(const ms_geometry& g) {
+inline int64_t groups_of(const ms_geometry& g) {
   int64_t last = 0;
   for (int d = 0; d < g.dimensions; ++d) last += (g.shape[d] - 1) * g.scale[d];
   return last + 1;
 }
 
-void scales_of_groups(const Job& job, Groups& groups) {
+inline void scales_of_groups(const Job& job, Groups& groups) {
   for (int64_t first = 0; first < groups.count; first += kBatch) {
     const int n = static_cast<int>(least<int64_t>(kBatch, groups.count - first));
     Scales& s = groups.scales[first / kBatch];
     find_scales(groups.found[first / kBatch], n, job.rule, s);
-    for (int i = 0; job.scales && i < n; ++i) {
-      store_scale(job.scales, first + i, s, i, job.plan->format);
-    }
+    if (job.scales) store_scales(job.scales, first, 1, s, n, job.plan->format);
   }
 }
 
 // The largest magnitude of the tensor, as its tensor scale sees it, from that of all blocks.
-int32_t settled_amax(const Job& job, const Amax& found, int n) {
+inline int32_t settled_amax(const Job& job, const Amax& found, int n) {
   int32_t amax[kBatch], poisoned[kBatch], largest = 0;
   Scales unused;
   settle(found, n, job.rule, amax, poisoned, unused);
@@ -77,13 +75,14 @@ int32_t settled_amax(const Job& job, const Amax& found, int n) {
   return largest;
 }
 
-void set_outer(Job& job, int32_t largest) {
+inline void set_outer(Job& job, int32_t largest) {
   job.rule.outer = tensor_scale(largest, job.plan->format);
   if (job.tensor_scale) *job.tensor_scale = job.rule.outer;
 }
 
-int whole_rows(Job& job) {
+inline int whole_rows(Job& job) {
   const ms_geometry& g = job.geometry;
+  job.block = kRun;  // every part is one run
   const int64_t parts = ceil_div(g.length, kRun), units = lanes_of(g) * parts;
   Groups groups;
   if (!groups.reserve(groups_of(g))) return MS_NO_MEMORY;
@@ -91,7 +90,7 @@ int whole_rows(Job& job) {
     *p = place_of(g, u / parts, -1);
     *at = u % parts * kRun;
     const int n = static_cast<int>(least<int64_t>(kRun, g.length - *at));
-    *x = load(job.x, job.x_type, p->x + *at * g.x_axis, g.x_axis, n, room.in);
+    *x = load_row(job, *p, *at, n, room);
     return n;
   };
   const auto measure = [&](int64_t u, Room& room) {
@@ -100,8 +99,7 @@ int whole_rows(Job& job) {
     Place p;
     const int n = part(u, room, &x, &at, &p);
     Amax found;
-    reset(found, 1);
-    add_row(found, x, n, 0, job.rule.of_finite);
+    find_amax(job, p, at, x, n, 1, found);
     groups.add(p.scale, found, 0, job.rule.of_finite);
   };
   for_units(units, values_of(job), job.threads, 0, measure);
@@ -114,7 +112,6 @@ int whole_rows(Job& job) {
     set_outer(job, largest);
   }
   scales_of_groups(job, groups);
-  job.block = kRun;  // every part is one run
   const auto finish = [&](int64_t u, Room& room) {
     const float* x;
     int64_t at;
@@ -128,7 +125,7 @@ int whole_rows(Job& job) {
   return for_units(units, values_of(job), job.threads, 0, finish);
 }
 
-int whole_strips(Job& job) {
+inline int whole_strips(Job& job) {
   const ms_geometry& g = job.geometry;
   const int64_t rows_of_measure = 1024, apart = g.scale[job.inner];
   Groups groups;
@@ -167,10 +164,7 @@ int whole_strips(Job& job) {
 
 // ---------------------------------------------------------------- tensor scale of counted blocks
 
-int measure_tensor(const Job& given, int32_t* largest) {
-  Job job = given;
-  job.codes = false;
-  job.scales = nullptr;
+inline int measure_tensor(const Job& job, int32_t* largest) {
   *largest = 0;
   if (job.inner >= 0) {
     return for_strips(job, ceil_div(job.geometry.length, job.block),
@@ -191,8 +185,7 @@ int measure_tensor(const Job& given, int32_t* largest) {
     const int count = static_cast<int>(least<int64_t>(batch, blocks - first));
     const int n = static_cast<int>(least(count * job.block, g.length - at));
     Amax found;
-    const float* x = load(job.x, job.x_type, p.x + at * g.x_axis, g.x_axis, n, room.in);
-    find_amax(job, x, n, count, found);
+    find_amax(job, p, at, load_row(job, p, at, n, room), n, count, found);
     raise(largest, settled_amax(job, found, count));
   };
   return for_units(lanes_of(g) * batches, values_of(job), job.threads, batch * job.block, unit);
