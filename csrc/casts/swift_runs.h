@@ -39,7 +39,7 @@ struct Step {
   __m512 top, divisor, block;
 
   // One scale for all.
-  static Step one(const Scales& s, int i, const Grid& g) {
+  static MS_INLINE Step one(const Scales& s, int i, const Grid& g) {
     const __m512 none = _mm512_setzero_ps();
     if (Direct) return {_mm512_set1_epi32(s.low[i]), _mm512_set1_ps(s.top[i]), none, none};
     return {_mm512_set1_epi32(g.low), _mm512_set1_ps(g.largest), _mm512_set1_ps(s.divisor[i]),
@@ -47,28 +47,28 @@ struct Step {
   }
 
   // The scales of 16 lanes.
-  static Step lanes(const Scales& s, int i, const Grid& g) {
+  static MS_INLINE Step lanes(const Scales& s, int i, const Grid& g) {
     const __m512 none = _mm512_setzero_ps();
     if (Direct) return {_mm512_loadu_si512(s.low + i), _mm512_loadu_ps(s.top + i), none, none};
     return {_mm512_set1_epi32(g.low), _mm512_set1_ps(g.largest), _mm512_loadu_ps(s.divisor + i),
             _mm512_loadu_ps(s.block + i)};
   }
 
-  __m512i magnitude(__m512i x, const Lattice& l) const {
+  MS_INLINE __m512i magnitude(__m512i x, const Lattice& l) const {
     const __m512i a = _mm512_and_epi32(x, l.magnitude);
     if (Direct) return a;
     const __m512 q = _mm512_div_ps(_mm512_castsi512_ps(a), divisor);
     return _mm512_and_epi32(_mm512_castps_si512(q), l.magnitude);
   }
 
-  __m512i value(__m512i x, const Lattice& l, __m512 outer) const {
+  MS_INLINE __m512i value(__m512i x, const Lattice& l, __m512 outer) const {
     const __m512i v = value16<Integer, !Direct>(magnitude(x, l), x, l, low, top);
     if (Direct) return v;
     const __m512 scaled = _mm512_mul_ps(_mm512_castsi512_ps(v), block);
     return _mm512_castps_si512(_mm512_mul_ps(scaled, outer));
   }
 
-  __m512i code(__m512i x, const Lattice& l, __m512i nan_code) const {
+  MS_INLINE __m512i code(__m512i x, const Lattice& l, __m512i nan_code) const {
     const __m512i a = magnitude(x, l), code = code16<Integer, !Direct>(a, x, l, low);
     if (Direct) return code;
     const __mmask16 nan = _mm512_cmpgt_epi32_mask(a, _mm512_set1_epi32(kExponent));
@@ -76,34 +76,48 @@ struct Step {
   }
 };
 
-// The largest magnitudes of the blocks of n values of a row.
-inline void swift_amax(const Job& job, int64_t at, int n, int blocks, int32_t* amax) {
+// The largest magnitudes of `blocks` blocks of n values.
+template <class From>
+inline void amax_of_blocks(const From* x, int n, int block, int blocks, int32_t* amax) {
   const __m512i magnitude = _mm512_set1_epi32(kMagnitude);
-  const int block = static_cast<int>(least<int64_t>(job.block, n));
-  const auto some = [&](int from, int end) {
-    const __m512i v = load_some(job.x, job.x_type, at + from, least(16, end - from));
-    return _mm512_and_epi32(v, magnitude);
-  };
-  const auto largest = [&](int k) {
-    __m512i v = _mm512_setzero_si512();
-    const int from = k * block, end = least(from + block, n);
-    int i = from;
-    for (; i + 64 <= end; i += 64) {
-      __m512i four[4];
-      load64(job.x, job.x_type, at + i, four);
-      for (const __m512i& part : four) v = _mm512_max_epi32(v, _mm512_and_epi32(part, magnitude));
-    }
-    for (; i < end; i += 16) v = _mm512_max_epi32(v, some(i, end));
-    return v;
-  };
   int k = 0;
-  for (; block <= 64 && k + 16 <= blocks; k += 16) {
+  for (; block <= 32 && block % 16 == 0 && k + 16 <= blocks && (k + 16) * block <= n; k += 16) {
     __m512i v[16];
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) v[i] = block == 16 ? some(16 * (k + i), n) : largest(k + i);
+    for (int i = 0; i < 16; ++i) {
+      const From* from = x + (k + i) * block;
+      v[i] = _mm512_and_epi32(bits16(from), magnitude);
+      if (block == 32) {
+        v[i] = _mm512_max_epi32(v[i], _mm512_and_epi32(bits16(from + 16), magnitude));
+      }
+    }
     _mm512_storeu_si512(amax + k, largest_of_sixteen(v));
   }
-  for (; k < blocks; ++k) amax[k] = _mm512_reduce_max_epi32(largest(k));
+  for (; k < blocks; ++k) {
+    const From *from = x + k * block, *end = x + least((k + 1) * block, n);
+    __m512i largest[4] = {};
+    for (; from + 64 <= end; from += 64) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const __m512i v = _mm512_and_epi32(bits16(from + 16 * i), magnitude);
+        largest[i] = _mm512_max_epi32(largest[i], v);
+      }
+    }
+    for (; from < end; from += 16) {
+      const __m512i v = load_some(from, static_cast<int>(least<int64_t>(16, end - from)));
+      largest[0] = _mm512_max_epi32(largest[0], _mm512_and_epi32(v, magnitude));
+    }
+    const __m512i two = _mm512_max_epi32(largest[0], largest[1]);
+    const __m512i others = _mm512_max_epi32(largest[2], largest[3]);
+    amax[k] = _mm512_reduce_max_epi32(_mm512_max_epi32(two, others));
+  }
+}
+
+// The same of a row from element `at` on.
+inline void swift_amax(const Job& job, int64_t at, int n, int blocks, int32_t* amax) {
+  const int block = static_cast<int>(least<int64_t>(job.block, n));
+  with_type(job.x, job.x_type, at,
+            [&](auto* x) { amax_of_blocks(x, n, block, blocks, amax); });
 }
 
 // Calls round(first of 64 values, four steps) for the values of a row but the last n mod 64.
@@ -176,15 +190,14 @@ inline void strip_values(const Job& job, int64_t from, int64_t to, int64_t rows,
 }
 
 // Codes of 16 rows of 16 lanes, packed along the rows: `apart` bytes from lane to lane.
-template <bool Integer, bool Direct, int Bits>
-inline void pack_16x16(const void* x, int type, int64_t from, int64_t row,
-                       const Step<Integer, Direct>& step, const Lattice& l, __m512i nan_code,
-                       uint8_t* to, int64_t apart) {
+template <bool Integer, bool Direct, int Bits, class From>
+inline void pack_16x16(const From* x, int64_t row, const Step<Integer, Direct>& step,
+                       const Lattice& l, __m512i nan_code, uint8_t* to, int64_t apart) {
   constexpr int held = Bits == 4 ? 8 : 4;  // codes of one lane in 32 bits
   __m512i w[4] = {};
 #pragma GCC unroll 16
   for (int r = 0; r < 16; ++r) {
-    const __m512i code = step.code(load_some(x, type, from + r * row, 16), l, nan_code);
+    const __m512i code = step.code(bits16(x + r * row), l, nan_code);
     w[r / held] = _mm512_or_epi32(w[r / held], _mm512_slli_epi32(code, r % held * Bits));
   }
   // 4 x 4 words turned within each quarter: of lanes 4 q to 4 q + 3.
@@ -219,15 +232,16 @@ inline void strip_codes(const Job& job, int64_t from, uint8_t* to, int64_t rows,
   const Lattice l(job.rule.grid);
   const __m512i nan_code = _mm512_set1_epi32(job.rule.grid.nan_code);
   const int64_t apart = g.y[job.inner];
-  for (int first = 0; first < lanes; first += 16) {
-    const auto step = one_scale ? Step<Integer, Direct>::one(s, 0, job.rule.grid)
-                                : Step<Integer, Direct>::lanes(s, first, job.rule.grid);
-    for (int64_t r = 0; r < rows; r += 16) {
-      pack_16x16<Integer, Direct, Bits>(job.x, job.x_type, from + r * g.x_axis + first, g.x_axis,
-                                        step, l, nan_code, to + first * apart + r * Bits / 8,
-                                        apart);
+  with_type(job.x, job.x_type, from, [&](auto* x) {
+    for (int first = 0; first < lanes; first += 16) {
+      const auto step = one_scale ? Step<Integer, Direct>::one(s, 0, job.rule.grid)
+                                  : Step<Integer, Direct>::lanes(s, first, job.rule.grid);
+      for (int64_t r = 0; r < rows; r += 16) {
+        pack_16x16<Integer, Direct, Bits>(x + r * g.x_axis + first, g.x_axis, step, l, nan_code,
+                                          to + first * apart + r * Bits / 8, apart);
+      }
     }
-  }
+  });
 }
 
 // The largest magnitudes of lanes, 64 at a time; each 64 fetch what the next will read.

@@ -9,54 +9,66 @@
 #if defined(__AVX512BW__)
 #include <immintrin.h>
 
+// Everything here belongs into the loop that calls it.
+#define MS_INLINE inline __attribute__((always_inline))
+
 namespace {
 
 // ---------------------------------------------------------------- loads
 
-inline __m512i bits16(const float* x) { return _mm512_loadu_si512(x); }
-inline __m512i bits16(const uint16_t* x) {
+struct Half {  // float16; uint16_t is bfloat16
+  uint16_t bits;
+};
+
+MS_INLINE __m512i bits16(const float* x) { return _mm512_loadu_si512(x); }
+MS_INLINE __m512i bits16(const uint16_t* x) {
   const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
   return _mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16);
 }
 
-// 64 values from element `at` on, and `n` of 16 (the others are 0).
-inline void load64(const void* x, int type, int64_t at, __m512i* v) {
-  const float* wide = static_cast<const float*>(x) + at;
-  const uint16_t* half = static_cast<const uint16_t*>(x) + at;
-#pragma GCC unroll 4
-  for (int k = 0; k < 4; ++k) {
-    if (type == MS_FLOAT32) {
-      v[k] = bits16(wide + 16 * k);
-    } else if (type == MS_BFLOAT16) {
-      v[k] = bits16(half + 16 * k);
-    } else {
-      const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(half + 16 * k));
-      v[k] = _mm512_castps_si512(_mm512_cvtph_ps(h));
-    }
-  }
+MS_INLINE __m512i bits16(const Half* x) {
+  const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+  return _mm512_castps_si512(_mm512_cvtph_ps(h));
 }
-inline __m512i load_some(const void* x, int type, int64_t at, int n) {
-  const __mmask16 there = static_cast<__mmask16>((1u << n) - 1);
-  if (type == MS_FLOAT32) {
-    return _mm512_maskz_loadu_epi32(there, static_cast<const float*>(x) + at);
-  }
-  const __m256i h = _mm256_maskz_loadu_epi16(there, static_cast<const uint16_t*>(x) + at);
-  if (type == MS_FLOAT16) return _mm512_castps_si512(_mm512_cvtph_ps(h));
-  return _mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16);
+
+// Calls what(x + at) with the type of x.
+template <class What>
+MS_INLINE void with_type(const void* x, int type, int64_t at, const What& what) {
+  if (type == MS_FLOAT32) return what(static_cast<const float*>(x) + at);
+  if (type == MS_BFLOAT16) return what(static_cast<const uint16_t*>(x) + at);
+  what(static_cast<const Half*>(x) + at);
+}
+
+// 64 values from element `at` on.
+MS_INLINE void load64(const void* x, int type, int64_t at, __m512i* v) {
+  with_type(x, type, at, [&](auto* from) {
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) v[k] = bits16(from + 16 * k);
+  });
+}
+// The first n of 16 values, the others 0.
+MS_INLINE __m512i load_some(const float* x, int n) {
+  return _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << n) - 1), x);
+}
+template <class T>
+MS_INLINE __m512i load_some(const T* x, int n) {
+  T some[16] = {};
+  memcpy(some, x, static_cast<size_t>(n) * sizeof(T));
+  return bits16(some);
 }
 
 // ---------------------------------------------------------------- largest
 
 // The largest of each of two sets of blocks, side by side.
-inline __m512i merge_words(__m512i a, __m512i b) {
+MS_INLINE __m512i merge_words(__m512i a, __m512i b) {
   return _mm512_max_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
 }
-inline __m512i merge_pairs(__m512i a, __m512i b) {
+MS_INLINE __m512i merge_pairs(__m512i a, __m512i b) {
   return _mm512_max_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
 }
 
 // The largest of each of sixteen vectors.
-inline __m512i largest_of_sixteen(const __m512i* v) {
+MS_INLINE __m512i largest_of_sixteen(const __m512i* v) {
   __m512i four[4];
 #pragma GCC unroll 4
   for (int k = 0; k < 4; ++k) {
@@ -92,7 +104,7 @@ struct Lattice {
 
 // The binade of magnitudes a; those of quotients may lie beyond the grid.
 template <bool Integer, bool Quotient>
-inline __m512i binade16(__m512i a, const Lattice& l, __m512i low) {
+MS_INLINE __m512i binade16(__m512i a, const Lattice& l, __m512i low) {
   if (Integer) return low;
   const __m512i e = _mm512_max_epi32(_mm512_and_epi32(a, l.mask), low);
   return Quotient ? _mm512_min_epi32(e, l.high) : e;
@@ -100,7 +112,7 @@ inline __m512i binade16(__m512i a, const Lattice& l, __m512i low) {
 
 // Magnitudes a with the signs of x on the grid.
 template <bool Integer, bool Quotient = false>
-inline __m512i value16(__m512i a, __m512i x, const Lattice& l, __m512i low, __m512 top) {
+MS_INLINE __m512i value16(__m512i a, __m512i x, const Lattice& l, __m512i low, __m512 top) {
   const __m512i e = binade16<Integer, Quotient>(a, l, low);
   const __m512 c = _mm512_castsi512_ps(_mm512_add_epi32(e, l.to_c));
   const __m512 r = _mm512_sub_ps(_mm512_add_ps(_mm512_castsi512_ps(a), c), c);
@@ -111,7 +123,7 @@ inline __m512i value16(__m512i a, __m512i x, const Lattice& l, __m512i low, __m5
 }
 
 template <bool Integer, bool Quotient = false>
-inline __m512i code16(__m512i a, __m512i x, const Lattice& l, __m512i low) {
+MS_INLINE __m512i code16(__m512i a, __m512i x, const Lattice& l, __m512i low) {
   const __m512i e = binade16<Integer, Quotient>(a, l, low);
   const __m512i c = _mm512_add_epi32(e, l.to_c);
   const __m512 sum = _mm512_add_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(c));
@@ -129,7 +141,7 @@ inline __m512i code16(__m512i a, __m512i x, const Lattice& l, __m512i low) {
 // ---------------------------------------------------------------- stores
 
 template <bool Stream>
-inline void put32(__m512i a, __m512i b, float* y) {
+MS_INLINE void put32(__m512i a, __m512i b, float* y) {
   if (Stream) {
     _mm512_stream_si512(reinterpret_cast<__m512i*>(y), a);
     _mm512_stream_si512(reinterpret_cast<__m512i*>(y + 16), b);
@@ -140,7 +152,7 @@ inline void put32(__m512i a, __m512i b, float* y) {
 }
 
 // The upper halves of two vectors, which are bfloat16 where the lower ones are zero.
-inline __m512i upper_halves(__m512i a, __m512i b) {
+MS_INLINE __m512i upper_halves(__m512i a, __m512i b) {
   alignas(64) static const uint16_t odd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
                                                23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
                                                45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
@@ -148,7 +160,7 @@ inline __m512i upper_halves(__m512i a, __m512i b) {
 }
 
 template <bool Stream>
-inline void put32(__m512i a, __m512i b, uint16_t* y) {
+MS_INLINE void put32(__m512i a, __m512i b, uint16_t* y) {
   const __m512i halves = upper_halves(a, b);
   if (Stream) {
     _mm512_stream_si512(reinterpret_cast<__m512i*>(y), halves);
@@ -158,7 +170,7 @@ inline void put32(__m512i a, __m512i b, uint16_t* y) {
 }
 
 // bfloat16 in the upper halves, the lower ones cleared: to_bfloat16 of 16 values.
-inline __m512i round_upper(__m512i b) {
+MS_INLINE __m512i round_upper(__m512i b) {
   const auto all = [](int32_t v) { return _mm512_set1_epi32(v); };
   const __m512i odd = _mm512_and_epi32(_mm512_srli_epi32(b, 16), all(1));
   const __m512i rounded = _mm512_add_epi32(b, _mm512_add_epi32(odd, all(0x7fff)));
@@ -168,7 +180,7 @@ inline __m512i round_upper(__m512i b) {
 }
 
 // 64 values to element `at` on, which lies on a line if they go past the caches.
-inline void store64(void* y, int type, int64_t at, const __m512i* v, bool stream) {
+MS_INLINE void store64(void* y, int type, int64_t at, const __m512i* v, bool stream) {
   if (type == MS_FLOAT32) {
     float* to = static_cast<float*>(y) + at;
 #pragma GCC unroll 2
@@ -198,7 +210,7 @@ inline void store64(void* y, int type, int64_t at, const __m512i* v, bool stream
 }
 
 // Codes of 32 bits to bytes, in order.
-inline __m512i to_bytes(const __m512i* v) {
+MS_INLINE __m512i to_bytes(const __m512i* v) {
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512i low = _mm512_packs_epi32(v[0], v[1]), high = _mm512_packs_epi32(v[2], v[3]);
   return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
@@ -206,7 +218,7 @@ inline __m512i to_bytes(const __m512i* v) {
 
 // 64 codes of Bits bits in the first 8 Bits bytes.
 template <int Bits>
-inline __m512i packed64(__m512i codes) {
+MS_INLINE __m512i packed64(__m512i codes) {
   if (Bits == 4) {
     const __m512i pairs = _mm512_maddubs_epi16(codes, _mm512_set1_epi16(1 | 16 << 8));
     return _mm512_castsi256_si512(_mm512_cvtepi16_epi8(pairs));
@@ -222,7 +234,7 @@ inline __m512i packed64(__m512i codes) {
 }
 
 template <int Bits>
-inline void put_codes(__m512i codes, uint8_t* to) {
+MS_INLINE void put_codes(__m512i codes, uint8_t* to) {
   const __m512i packed = packed64<Bits>(codes);
   if (Bits == 8) return _mm512_storeu_si512(to, packed);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(packed));
@@ -233,7 +245,7 @@ inline void put_codes(__m512i codes, uint8_t* to) {
 
 // The first 32 of them.
 template <int Bits>
-inline void put_half_of_codes(__m512i codes, uint8_t* to) {
+MS_INLINE void put_half_of_codes(__m512i codes, uint8_t* to) {
   _mm512_mask_storeu_epi8(to, ~0ull >> (64 - 4 * Bits), packed64<Bits>(codes));
 }
 
