@@ -23,21 +23,18 @@ inline bool is_swift(const ms_format& f) {
 
 #if defined(__AVX512BW__)
 
-// Where the blocks of a group lie: in pairs, `pair` values apart.
-inline int64_t block_at(int k, int64_t pair) { return (k >> 1) * pair + (k & 1) * 32; }
-
 template <bool Whole, class T>
-inline __m512i amax_of_group(const T* x, int n, int64_t pair, int64_t ahead) {
+inline __m512i amax_of_group(const T* x, int n) {
   const __m512i magnitude = _mm512_set1_epi32(kMagnitude);
   __m512i v[kGroup];
 #pragma GCC unroll 16
   for (int k = 0; k < kGroup; ++k) {
     v[k] = _mm512_setzero_si512();
     if (Whole || k < n) {
-      const T* from = x + block_at(k, pair);
-      _mm_prefetch(reinterpret_cast<const char*>(from + ahead), _MM_HINT_T0);
+      const T* from = x + 32 * k;
+      _mm_prefetch(reinterpret_cast<const char*>(from + kAhead), _MM_HINT_T0);
       if (sizeof(T) == 4) {
-        _mm_prefetch(reinterpret_cast<const char*>(from + ahead + 16), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(from + kAhead + 16), _MM_HINT_T0);
       }
       v[k] = _mm512_max_epi32(_mm512_and_epi32(bits16(from), magnitude),
                               _mm512_and_epi32(bits16(from + 16), magnitude));
@@ -77,13 +74,13 @@ inline bool scale_group(__m512i amax, const Rule& rule, GroupScales& s) {
 
 // n blocks in values; false, with nothing written, where the general loops must do them.
 template <bool Integer, bool Whole, bool Stream, class From, class To>
-inline bool cast_group(const From* x, To* y, int n, int64_t pair, int64_t ahead, const Rule& rule) {
+inline bool cast_group(const From* x, To* y, int n, const Rule& rule) {
   GroupScales s;
-  if (!scale_group(amax_of_group<Whole>(x, n, pair, ahead), rule, s)) return false;
+  if (!scale_group(amax_of_group<Whole>(x, n), rule, s)) return false;
   const Lattice l(rule.grid);
 #pragma GCC unroll 2
   for (int k = 0; k < (Whole ? kGroup : n); ++k) {
-    const int64_t at = block_at(k, pair);
+    const int at = 32 * k;
     const __m512i low = _mm512_set1_epi32(s.low[k]);
     const __m512 top = _mm512_set1_ps(s.top[k]);
     const __m512i a = bits16(x + at), b = bits16(x + at + 16);
@@ -97,7 +94,7 @@ inline bool cast_group(const From* x, To* y, int n, int64_t pair, int64_t ahead,
 template <bool Integer, int Bits, bool Whole, class From>
 inline bool quantize_group(const From* x, uint8_t* y, uint8_t* scales, int n, const Rule& rule) {
   GroupScales s;
-  if (!scale_group(amax_of_group<Whole>(x, n, 64, kAhead), rule, s)) return false;
+  if (!scale_group(amax_of_group<Whole>(x, n), rule, s)) return false;
   _mm_mask_storeu_epi8(scales, static_cast<__mmask16>((1u << n) - 1), s.codes);
   const Lattice l(rule.grid);
   for (int k = 0; k < n; k += 2) {

@@ -9,29 +9,22 @@ namespace {
 
 #if defined(__AVX512BW__)
 
-constexpr int kPages = 8;  // that are written in turns; one would not keep the memory busy
-constexpr int64_t kPage = 1024, kChunk = kPages * kPage;  // in values
+constexpr int64_t kChunk = 8192;  // values that one thread takes at once
 
 // `blocks` blocks of a row from block `first` on, the odd ones by the general loops.
 template <bool Integer, bool Stream, class From, class To>
-inline void cast_part(const Job& job, const Place& p, int64_t first, int64_t blocks, Room& room) {
+void cast_part(const Job& job, const Place& p, int64_t first, int64_t blocks, Room& room) {
   const From* x = read_at<From>(job, p.x + 32 * first);
   To* y = write_at<To>(job, p.y + 32 * first);
-  const bool streamed = Stream && 32 * blocks == kChunk && is_on_line(y);
-  const int64_t pair = streamed ? kPage : 64, apart = streamed ? 2 : kGroup;
-  const int64_t ahead = streamed ? 128 : kAhead;
+  const bool streamed = Stream && is_on_line(y);
   for (int64_t k = 0; k < blocks; k += kGroup) {
-    const int64_t start = k / kGroup * apart;
     const int n = static_cast<int>(least<int64_t>(kGroup, blocks - k));
-    const From* from = x + 32 * start;
-    To* to = y + 32 * start;
-    const bool done =
-        streamed ? cast_group<Integer, true, Stream>(from, to, n, pair, ahead, job.rule)
-        : n == kGroup ? cast_group<Integer, true, false>(from, to, n, pair, ahead, job.rule)
-                      : cast_group<Integer, false, false>(from, to, n, pair, ahead, job.rule);
-    for (int b = 0; !done && b < n; b += 2) {
-      row_batch(job, p, first + start + block_at(b, pair) / 32, least(2, n - b), room);
-    }
+    const From* from = x + 32 * k;
+    To* to = y + 32 * k;
+    const bool done = n < kGroup ? cast_group<Integer, false, false>(from, to, n, job.rule)
+                      : streamed ? cast_group<Integer, true, Stream>(from, to, n, job.rule)
+                                 : cast_group<Integer, true, false>(from, to, n, job.rule);
+    if (!done) row_batch(job, p, first + k, n, room);
   }
   if (streamed) _mm_sfence();
 }
