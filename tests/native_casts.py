@@ -139,7 +139,7 @@ def _packing(case: Case, asked: Plan, found: casts.Served) -> list[str]:
     if not casts.packs(case.x):
         return []
     expected = reference.quantize(case.x, asked, case.seed)
-    stored = casts.quantize(case.x, found, asked, case.seed)
+    stored = casts.quantize(case.x, found, asked.axis, case.seed)
     pairs = zip(PARTS, expected, stored, strict=True)
     different = [f"{part} of {case}" for part, a, b in pairs if not equal(a, b)]
     length = case.x.shape[case.axis] if case.x.dim() else 1

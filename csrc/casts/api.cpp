@@ -28,8 +28,25 @@ MS_API int ms_cast(const ms_job* job, const void* x, void* y, const int64_t* see
   return table().cast(&here);
 }
 
-MS_API int ms_quantize(const ms_job* job) { return table().quantize(job); }
+MS_API int ms_quantize(const ms_job* job, const void* x, void* codes, void* scales,
+                       float* tensor_scale, const int64_t* seed) {
+  ms_job here = *job;
+  here.x = x;
+  here.y = codes;
+  here.scales = scales;
+  here.tensor_scale = here.plan->format.has_tensor_scale ? tensor_scale : nullptr;
+  here.seed = seed;
+  return table().quantize(&here);
+}
 
-MS_API int ms_dequantize(const ms_job* job) { return table().dequantize(job); }
+MS_API int ms_dequantize(const ms_job* job, const void* codes, void* scales, float* tensor_scale,
+                         void* y) {
+  ms_job here = *job;
+  here.x = codes;
+  here.scales = scales;
+  here.tensor_scale = tensor_scale;
+  here.y = y;
+  return table().dequantize(&here);
+}
 
 }  // extern "C"

@@ -113,7 +113,7 @@ def _quantize_cpu(
     found = native.served(fmt, *options.split())
     if found is None or not native.packs(x):
         return _quantize(x, fmt, axis, options, seed)
-    return native.quantize(x, found, plan(x, fmt, axis, read_options(options)), seed)
+    return native.quantize(x, found, plan(x, fmt, axis, read_options(options)).axis, seed)
 
 
 def _dequantize_cpu(

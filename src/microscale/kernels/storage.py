@@ -50,19 +50,41 @@ def scale_dtype(fmt: ScaleFormat) -> torch.dtype:
     return torch.float32 if fmt.bits == 32 else torch.bfloat16
 
 
-def empty_storage(x: torch.Tensor, plan: Plan) -> Stored:
-    """Uninitialised parts for `x`, the block axis last."""
-    fmt, shape = plan.format, tuple(x.shape) or (1,)
+class Shapes(NamedTuple):
+    """The shapes of a packed tensor's parts, and the type of its scales."""
+
+    codes: tuple[int, ...]
+    scales: tuple[int, ...]
+    tensor_scale: tuple[int, ...]
+    zero_point: tuple[int, ...]
+    scale_dtype: torch.dtype
+
+
+def storage_shapes(shape: tuple[int, ...], plan: Plan) -> Shapes:
+    """The shapes of the parts of a tensor of `shape` packed by `plan`, the block axis last."""
+    fmt, shape = plan.format, tuple(shape) or (1,)
     length, rest = shape[plan.axis], shape[: plan.axis] + shape[plan.axis + 1 :]
     codes = (*rest, packed_bytes(length, fmt.element.bits, fmt.padding))
     outer = 0 if fmt.tensor_scale is None else 1
     shared = _scale_shape(shape, plan)
+    zero_point = shared if fmt.zero_point else (0,)
+    return Shapes(codes, shared, (outer,), zero_point, scale_dtype(fmt.scale))
+
+
+def empty_parts(shapes: Shapes, device: torch.device) -> Stored:
+    """Uninitialised parts."""
+    codes, scales, outer, zero_point, dtype = shapes
     return (
-        x.new_empty(codes, dtype=torch.uint8),
-        x.new_empty(shared, dtype=scale_dtype(fmt.scale)),
-        x.new_empty((outer,), dtype=torch.float32),
-        x.new_empty(shared if fmt.zero_point else (0,), dtype=torch.int8),
+        torch.empty(codes, dtype=torch.uint8, device=device),
+        torch.empty(scales, dtype=dtype, device=device),
+        torch.empty(outer, dtype=torch.float32, device=device),
+        torch.empty(zero_point, dtype=torch.int8, device=device),
     )
+
+
+def empty_storage(x: torch.Tensor, plan: Plan) -> Stored:
+    """Uninitialised parts for `x`, the block axis last."""
+    return empty_parts(storage_shapes(tuple(x.shape), plan), x.device)
 
 
 def _scale_shape(shape: tuple[int, ...], plan: Plan) -> tuple[int, ...]:

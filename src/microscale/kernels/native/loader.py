@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch  # noqa: F401  (first, so that the core shares the OpenMP that torch brings)
 
 from microscale.errors import MicroscaleError
-from microscale.kernels.native.records import SIZES, Job
+from microscale.kernels.native.records import SIZES
 
 VARIABLE = "MICROSCALE_ISA"
 REFERENCE = "reference"
@@ -74,9 +74,9 @@ def _load(path: Path) -> Native:
     if library.ms_sizes() != SIZES:
         return Native(None, path, f"{path} belongs to another version; install the package again")
     library.ms_isa_name.restype = ctypes.c_char_p
-    for function in (library.ms_quantize, library.ms_dequantize):
-        function.argtypes = [ctypes.POINTER(Job)]
-    library.ms_cast.argtypes = [ctypes.c_void_p] * 4
+    pointers = {"ms_cast": 4, "ms_quantize": 6, "ms_dequantize": 5}
+    for name, count in pointers.items():
+        getattr(library, name).argtypes = [ctypes.c_void_p] * count
     return Native(library, path, "")
 
 
