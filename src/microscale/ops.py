@@ -266,6 +266,27 @@ def straight(x: object) -> TypeGuard[Tensor]:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
+def decode(
+    stored: Stored, layout: Layout, length: int, dtype: torch.dtype, out: Tensor | None = None
+) -> Tensor:
+    """Packed parts to values, or into `out` without a copy where nothing watches."""
+    if straight(stored[0]) and (out is None or straight(out)):
+        found = native.served(layout.format.name, *native.DECODING)
+        if found is not None and native.decodes(stored, found, length, layout.compute):
+            if out is None:
+                return native.dequantize(stored, found, layout, length, dtype)
+            if native.receives(out, stored):
+                native.dequantize(stored, found, layout, length, dtype, out)
+                native.written(out)
+                return out
+    operator = torch.ops.microscale.dequantize
+    values: Tensor = operator(list(stored), *layout.spelled, length, dtype)
+    if out is None:
+        return values
+    with torch.no_grad():
+        return out.copy_(values.reshape(out.shape))
+
+
 def _remember_dtype(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.dtype = inputs[0].dtype
 

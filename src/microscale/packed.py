@@ -13,10 +13,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-import microscale.ops  # noqa: F401  (registers the operators)
 from microscale.errors import MicroscaleError
 from microscale.formats import BlockFormat, row_dimension
 from microscale.kernels.storage import Layout, Stored
+from microscale.ops import decode
 
 
 class Packed(Tensor):
@@ -77,10 +77,12 @@ class Packed(Tensor):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The decoded values, contiguous, in `dtype` (by default this tensor's)."""
-        values: Tensor = torch.ops.microscale.dequantize(
-            list(self.stored), *self.packing.spelled, self.length, dtype or self.dtype
-        )
-        return values.reshape(self.shape)
+        return self.decoded(dtype or self.dtype)
+
+    def decoded(self, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+        """The decoded values, contiguous in `dtype`, or written to `out` of this shape and type."""
+        values = decode(self.stored, self.packing, self.length, dtype, out)
+        return values if out is not None else values.reshape(self.shape)
 
     def with_row_scales(self) -> Self:
         """The same values without tiles: every row has scales of its own (no other bit changes)."""

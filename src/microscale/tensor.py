@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from microscale.cast import result_dtype, to_tensor, write
+from microscale.cast import result_dtype, to_tensor
 from microscale.errors import MicroscaleError
 from microscale.formats import BlockFormat
-from microscale.kernels.plan import plan
+from microscale.kernels.native import casts as native
+from microscale.kernels.plan import check_axis, plan
 from microscale.kernels.storage import PARTS, Layout
+from microscale.ops import straight
 from microscale.packed import Packed
 from microscale.packed_ops import dispatch, quick_linear
 from microscale.rounding import make_options
@@ -131,8 +133,19 @@ def quantize(
     Returns a BlockTensor of x's shape and dtype, without a gradient;
     `dequantize(quantize(x, ...)) == cast(x, ...)` bit for bit. Raises MicroscaleError.
     """
+    laws = (rounding, overflow, nonfinite, flush_subnormals, prerounding)
+    values = x.detach() if type(x) is torch.nn.Parameter or type(x) is Tensor else x
+    if straight(values):
+        spelling = fmt if isinstance(fmt, str) else get_block_format(fmt).name
+        found = native.served(spelling, *laws)
+        if found is not None and native.packs(values):
+            key = None if seed is None and found.seedless else seed_tensor(seed, rounding)
+            at = check_axis(axis, values.dim())
+            layout = Layout(found.format, at, torch.float32)
+            stored = native.quantize(values, found, at, key)
+            return BlockTensor(stored, layout, values.shape, values.dtype)
     tensor = to_tensor(x)
-    options = make_options(rounding, overflow, nonfinite, flush_subnormals, prerounding)
+    options = make_options(*laws)
     checked = plan(tensor, fmt, axis, options)
     spelled = (str(checked.format), checked.axis, str(options))
     key = seed_tensor(seed, rounding)
@@ -149,5 +162,5 @@ def dequantize(
     """
     if not isinstance(q, BlockTensor):
         raise MicroscaleError(f"q is a {type(q).__name__}, not a BlockTensor; quantize it first.")
-    values = q.dequantize(result_dtype(q, dtype, out))
-    return values if out is None else write(values, out)
+    with torch._C.DisableTorchFunctionSubclass():  # q's shape and type are read here, no more
+        return q.decoded(result_dtype(q, dtype, out), out)

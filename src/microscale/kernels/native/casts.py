@@ -34,16 +34,18 @@ def cast(
     x: Tensor, found: Served, axis: int, dtype: torch.dtype, seed: Tensor | None = None
 ) -> Tensor:
     """Values of `x` on the format's grid, contiguous."""
+    if dtype is x.dtype and x.is_contiguous():  # the usual case, in as few steps as can be
+        y = torch.empty_like(x)
+        _, address = cast_job(found, axis, dtype, dtype, torch.get_num_threads(), False, x.shape)
+        pointer = None if seed is None else seed.data_ptr()
+        if status := found.library.ms_cast(address, x.data_ptr(), y.data_ptr(), pointer):
+            _check(status)
+        return y
     if dtype is torch.float64:  # float32 values, which float64 holds
         return cast(x, found, axis, torch.float32, seed).double()
-    if not x.is_contiguous():
-        if not _walks(x, found):
-            return cast(x.contiguous(), found, axis, dtype, seed)
-        y = torch.empty(x.shape, dtype=dtype)
-    elif dtype is x.dtype:
-        y = torch.empty_like(x)
-    else:
-        y = torch.empty_like(x, dtype=dtype)
+    if not x.is_contiguous() and not _walks(x, found):
+        return cast(x.contiguous(), found, axis, dtype, seed)
+    y = torch.empty(x.shape, dtype=dtype)
     _cast_pair(x, y, found, axis, seed)
     return y
 

@@ -83,7 +83,7 @@ def cast_job(  # noqa: PLR0917  (the key of the cache: everything a job is made 
     threads: int,
     given: bool,
     shape: torch.Size,
-    strides: tuple[tuple[int, ...], tuple[int, ...]] | None,
+    strides: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
 ) -> Prepared:
     """The job of a cast; `strides` of x and y, or None where both are contiguous."""
     made = _prepared(
