@@ -37,6 +37,10 @@ FUNCTIONS = {
         "(x, fmt, axis=-1, *, rounding='even', overflow='saturate', nonfinite='block', "
         "flush_subnormals='off', prerounding='off', seed=None)"
     ),
+    "quantize_both": (
+        "(x, fmt, axes=(-1, -2), *, rounding='even', overflow='saturate', nonfinite='block', "
+        "flush_subnormals='off', prerounding='off', seed=None)"
+    ),
     "revert": "(model)",
     "save": "(source, path)",
 }

@@ -12,6 +12,17 @@ const ms_cast_table& table() {
   return ms_cast_baseline;
 }
 
+ms_job packing(const ms_job* job, const void* x, void* codes, void* scales, float* tensor_scale,
+               const int64_t* seed) {
+  ms_job here = *job;
+  here.x = x;
+  here.y = codes;
+  here.scales = scales;
+  here.tensor_scale = here.plan->format.has_tensor_scale ? tensor_scale : nullptr;
+  here.seed = seed;
+  return here;
+}
+
 }  // namespace
 
 extern "C" {
@@ -30,13 +41,17 @@ MS_API int ms_cast(const ms_job* job, const void* x, void* y, const int64_t* see
 
 MS_API int ms_quantize(const ms_job* job, const void* x, void* codes, void* scales,
                        float* tensor_scale, const int64_t* seed) {
-  ms_job here = *job;
-  here.x = x;
-  here.y = codes;
-  here.scales = scales;
-  here.tensor_scale = here.plan->format.has_tensor_scale ? tensor_scale : nullptr;
-  here.seed = seed;
+  const ms_job here = packing(job, x, codes, scales, tensor_scale, seed);
   return table().quantize(&here);
+}
+
+// The same of one tensor along two neighbouring axes.
+MS_API int ms_quantize_both(const ms_job* job, const ms_job* also, const void* x, void* codes,
+                            void* scales, float* tensor_scale, void* also_codes,
+                            void* also_scales, float* also_tensor_scale, const int64_t* seed) {
+  const ms_job here = packing(job, x, codes, scales, tensor_scale, seed);
+  const ms_job other = packing(also, x, also_codes, also_scales, also_tensor_scale, seed);
+  return table().quantize_both(&here, &other);
 }
 
 MS_API int ms_dequantize(const ms_job* job, const void* codes, void* scales, float* tensor_scale,

@@ -20,6 +20,7 @@ typedef struct {
 typedef struct {
   int (*cast)(const ms_job*);
   int (*quantize)(const ms_job*);
+  int (*quantize_both)(const ms_job*, const ms_job*);  // of one tensor along neighbouring axes
   int (*dequantize)(const ms_job*);
 } ms_cast_table;
 

@@ -59,26 +59,49 @@ DecodePart decode_part_with(const Job& job) {
                   : decode_part_of<Bits, Integer, false, uint16_t>;
 }
 
-// The swift decoder of a job, or null where there is none.
-DecodePart swift_decoder(const Job& job) {
-  const ms_geometry& g = job.geometry;
-  const bool near = g.y_axis == 1 && g.scale_axis == 1 && job.y_type != MS_FLOAT16;
-  if (!near || !decodes_swiftly(job.plan->format)) return nullptr;
+// The decoder of blocks of 32 under powers of two, or null where there is none.
+inline DecodePart swift_decoder(const Job& job) {
+  if (!is_swift(job.plan->format) || job.geometry.scale_axis != 1 || job.y_type == MS_FLOAT16) {
+    return nullptr;
+  }
   if (job.bits == 4) return decode_part_with<4, false>(job);
   if (job.bits == 6) return decode_part_with<6, false>(job);
   return job.rule.grid.is_integer ? decode_part_with<8, true>(job)
                                   : decode_part_with<8, false>(job);
 }
 
-inline int swift_decode(const Job& job, const Decoder& d, DecodePart part) {
+inline bool decodes_swiftly(const Job& job) {
+  const int64_t block = job.block ? job.block : 16;
+  return job.geometry.y_axis == 1 && block % 16 == 0 && has_halves(job.plan->format.element);
+}
+
+// The first n / 64 x 64 values; how many were done.
+inline int decode_any(const Job& job, const Decoder& d, const Halves& h, const Place& p,
+                      int64_t at, int n) {
+  n = n / 64 * 64;
+  if (job.bits == 4) {
+    decode_scaled<4, false>(job, d, h, p, at, n);
+  } else if (job.bits == 6) {
+    decode_scaled<6, false>(job, d, h, p, at, n);
+  } else if (job.rule.grid.is_integer) {
+    decode_scaled<8, true>(job, d, h, p, at, n);
+  } else {
+    decode_scaled<8, false>(job, d, h, p, at, n);
+  }
+  return n;
+}
+
+inline int swift_decode(const Job& job, const Decoder& d) {
   const ms_geometry& g = job.geometry;
+  const DecodePart part = swift_decoder(job);
   const Halves h(job.plan->format.element);
   const int64_t parts = ceil_div(g.length, kRun);
   const auto unit = [&](int64_t u, Room& room) {
     const Place p = place_of(g, u / parts, -1);
     const int64_t at = u % parts * kRun;
     const int n = static_cast<int>(least<int64_t>(kRun, g.length - at));
-    const int whole = part(job, p, at, n / 32, h) ? n / 32 * 32 : 0;
+    const int whole = part && part(job, p, at, n / 32, h) ? n / 32 * 32
+                                                          : decode_any(job, d, h, p, at, n);
     if (whole < n) decode_row(job, d, p, at + whole, n - whole, room);
   };
   return for_units(lanes_of(g) * parts, values_of(job), job.threads, 0, unit);
@@ -118,8 +141,7 @@ inline int dequantize(const ms_job* given) {
   const Decoder d = decoder_of(given->plan->format, given->tensor_scale);
   job.inner = strip_dimension(job, job.geometry.y, job.geometry.y_axis);
 #if defined(__AVX512BW__)
-  const DecodePart part = job.inner < 0 ? swift_decoder(job) : nullptr;
-  if (part) return swift_decode(job, d, part);
+  if (job.inner < 0 && decodes_swiftly(job)) return swift_decode(job, d);
 #endif
   if (job.inner < 0) return decode_rows(job, d);
   return for_strips(job, ceil_div(job.geometry.length, kTile),

@@ -3,6 +3,7 @@
 #define MICROSCALE_SWIFT_DECODE_H
 
 #include "decode.h"
+#include "job.h"
 #include "swift.h"
 
 #if defined(__AVX512BW__)
@@ -35,12 +36,13 @@ struct Halves {
   }
 };
 
-inline bool decodes_swiftly(const ms_format& f) {
-  const ms_element& e = f.element;
+// Whether elements have tables: magnitudes with -0, or integers.
+inline bool has_halves(const ms_element& e) {
   const bool special = e.largest_code < (1 << (e.bits - 1)) - 1;
-  const bool narrow = e.bits < 8 && !special;
+  const bool narrow = (e.bits == 4 || e.bits == 6) && e.mantissa_bits <= 7 && !special;
   const bool wide = e.bits == 8 && !e.is_integer && e.mantissa_bits <= 5;
-  return is_swift(f) && (narrow || wide || (e.bits == 8 && e.is_integer && e.mantissa_bits == 6));
+  return (e.is_integer || e.has_negative_zero) &&
+         (narrow || wide || (e.bits == 8 && e.is_integer && e.mantissa_bits == 6));
 }
 
 template <int Bits>
@@ -134,6 +136,36 @@ inline bool decode_blocks(const uint8_t* from, const uint8_t* scales, int n, con
     put_halves<Stream>(halves32<Bits, Integer>(block, h, scales[k]), y + 32 * k);
   }
   return true;
+}
+
+// n values, a multiple of 64, of a row from element `at` on, under scales of every kind.
+template <int Bits, bool Integer>
+inline void decode_scaled(const Job& job, const Decoder& d, const Halves& h, const Place& p,
+                          int64_t at, int n) {
+  const uint8_t* from = static_cast<const uint8_t*>(job.x) + p.x + at * Bits / 8;
+  const int64_t to = p.y + at, block = job.block ? job.block : job.geometry.length;
+  const __m512 outer = _mm512_set1_ps(d.decoding.outer);
+  const bool stream = job.streamed && is_on_line(job, to);
+  const auto wide = [](__m256i halves) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+  };
+  for (int i = 0; i < n; i += 64) {
+    __m512i v[4];
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k += 2) {
+      const __m512i halves = halves32<Bits, Integer>(from + (i + 16 * k) * Bits / 8, h, 127);
+      const __m512 parts[2] = {wide(_mm512_castsi512_si256(halves)),
+                               wide(_mm512_extracti64x4_epi64(halves, 1))};
+      for (int j = 0; j < 2; ++j) {
+        const int64_t number = (at + i + 16 * (k + j)) / block;
+        const float scale = scale_at(d, job.scales, p.scale + number * job.geometry.scale_axis);
+        const __m512 value = _mm512_mul_ps(parts[j], _mm512_set1_ps(scale));
+        v[k + j] = _mm512_castps_si512(_mm512_mul_ps(value, outer));
+      }
+    }
+    store64(job.y, job.y_type, to + i, v, stream);
+  }
+  if (stream) _mm_sfence();
 }
 
 }  // namespace

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from microscale.spelling import get_format
     from microscale.suite.compare import compare
     from microscale.suite.inspect import inspect
-    from microscale.tensor import BlockTensor, dequantize, quantize
+    from microscale.tensor import BlockTensor, dequantize, quantize, quantize_both
 
 __all__ = [
     "BlockFormat",
@@ -41,6 +41,7 @@ __all__ = [
     "inspect",
     "load",
     "quantize",
+    "quantize_both",
     "revert",
     "save",
 ]
@@ -60,6 +61,7 @@ _HOMES = {
     "inspect": "microscale.suite.inspect",
     "load": "microscale.checkpoint.native",
     "quantize": "microscale.tensor",
+    "quantize_both": "microscale.tensor",
     "revert": "microscale.convert",
     "save": "microscale.checkpoint.native",
 }

@@ -153,6 +153,59 @@ def quantize(
     return BlockTensor(stored, Layout.of(checked, tensor.dtype), tensor.shape, tensor.dtype)
 
 
+def quantize_both(
+    x: Any,
+    fmt: str | BlockFormat,
+    axes: tuple[int, int] = (-1, -2),
+    *,
+    rounding: str = "even",
+    overflow: str = "saturate",
+    nonfinite: str = "block",
+    flush_subnormals: str = "off",
+    prerounding: str = "off",
+    seed: Seed = None,
+) -> tuple[BlockTensor, BlockTensor]:
+    """Quantize `x` along each of two axes: row-wise and column-wise blocks of one matrix.
+
+    Training needs both: the forward product reduces along one axis, that of the gradient along the
+    other. The results equal `quantize(x, fmt, axes[0], ...)` and `quantize(x, fmt, axes[1], ...)` bit
+    for bit, stochastic rounding with one seed included; on the CPU the compiled core reads `x` once
+    for both if the axes are neighbours (twice with a tensor scale, whose amax comes first).
+
+    Raises MicroscaleError as `quantize` does, and for axes that are not two different ones.
+    """
+    laws = (rounding, overflow, nonfinite, flush_subnormals, prerounding)
+    tensor = to_tensor(x)
+    first, second = _two_axes(axes, tensor.dim())
+    key = seed_tensor(seed, rounding)
+    values = tensor.detach()
+    if straight(values):
+        found = native.served(str(get_block_format(fmt)), *laws)
+        if found is not None and native.packs(values):
+            both = native.quantize_both(values, found, (first, second), key)
+            a, b = (
+                BlockTensor(
+                    stored, Layout(found.format, at, torch.float32), values.shape, values.dtype
+                )
+                for stored, at in zip(both, (first, second), strict=True)
+            )
+            return a, b
+    options: Any = make_options(*laws).by_name()
+    return (
+        quantize(values, fmt, first, seed=key, **options),
+        quantize(values, fmt, second, seed=key, **options),
+    )
+
+
+def _two_axes(axes: tuple[int, int], dimensions: int) -> tuple[int, int]:
+    found = tuple(check_axis(axis, dimensions) for axis in axes)
+    if len(set(found)) != 2 or len(found) != 2:  # noqa: PLR2004
+        raise MicroscaleError(
+            f"axes {axes} of a tensor of {dimensions} dimension(s); give two different axes."
+        )
+    return found[0], found[1]
+
+
 def dequantize(
     q: BlockTensor, dtype: torch.dtype | None = None, *, out: Tensor | None = None
 ) -> Tensor:

@@ -16,7 +16,7 @@ from microscale.kernels.plan import plan
 from microscale.kernels.storage import Layout
 from microscale.rounding import Options
 from microscale.spelling import get_block_format
-from microscale.tensor import BlockTensor, dequantize, quantize
+from microscale.tensor import BlockTensor, dequantize, quantize, quantize_both
 from samples import same, sample
 
 LIBRARY = native().library
@@ -215,3 +215,108 @@ def test_blocks_longer_than_a_batch() -> None:
             for part, wanted in zip(q.stored, expected, strict=True):
                 same(part, wanted)
             assert math.prod(q.codes.shape)
+
+
+BOTH = (
+    *("mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4", "mxint8", "nvfp4"),
+    *("fp8_e4m3-128-fp32", "mxfp4-mse", "e2m3-33", "int8-token", "fp8_e4m3-tensor", "mxfp4-2x4"),
+)
+"""Formats in tiles of one read, and some whose axes are packed one after the other."""
+
+
+@pytest.mark.parametrize("fmt", BOTH)
+def test_both_axes_at_once(fmt: str) -> None:
+    shapes = ((130, 1100), (3, 64, 96), (1, 64), (64, 1), (5, 33), (2, 3, 40, 33), (256, 512))
+    for shape in shapes:
+        x = sample(shape)
+        for values in (x, x.bfloat16(), x.half(), x.transpose(-1, -2), x.flip(0)[..., ::2]):
+            for axes in ((-1, -2), (-2, -1), (0, -1)):
+                if values.dim() != 2 or axes != (0, -1):
+                    _same_both(values, fmt, axes)
+
+
+def _same_both(x: Tensor, fmt: str, axes: tuple[int, int], **options: object) -> None:
+    made = quantize_both(x, fmt, axes, **options)  # type: ignore[arg-type]
+    for q, axis in zip(made, axes, strict=True):
+        alone = quantize(x, fmt, axis, **options)  # type: ignore[arg-type]
+        assert q.axis == alone.axis
+        for part, wanted in zip(q.stored, alone.stored, strict=True):
+            same(part, wanted)
+
+
+@pytest.mark.parametrize("fmt", ["mxfp8_e4m3", "nvfp4", "int8-token"])
+def test_both_axes_with_every_option(fmt: str) -> None:
+    x = sample((130, 600))
+    x[3, 5], x[70, 500], x[100] = float("nan"), float("inf"), 0.0
+    threads = torch.get_num_threads()
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        _same_both(x, fmt, (-1, -2), rounding="stochastic", seed=11)
+        _same_both(x, fmt, (-1, -2), rounding="away", nonfinite="element")
+        _same_both(x, fmt, (0, 1), flush_subnormals="block")
+        _same_both(x, fmt, (0, 1), prerounding="bfloat16")
+    torch.set_num_threads(threads)
+
+
+def test_large_outputs_go_past_the_caches_unharmed(isa: str) -> None:
+    """Streamed stores: whole lines and what is beside them, with ragged rows, in several threads."""
+    if isa in {"baseline", "avx2"}:
+        pytest.skip(f"{isa} streams nothing")
+    memory = torch.empty(2**22 + 2**15)
+    memory = memory[(-memory.data_ptr() // 4) % 16 :]
+    threads = torch.get_num_threads()
+    for fmt in ("mxfp8_e4m3", "nvfp4", "int8-channel", "fp8_e4m3-128-fp32"):
+        for rows, columns, shift in ((1025, 4096, 0), (1025, 4096, 1), (1031, 4095, 0)):
+            x = sample((rows, columns))
+            out = memory[shift : shift + x.numel()].view(rows, columns)
+            for axis in (0, 1):
+                expected = cast(x, fmt, axis)
+                for count in (1, 2, 5):
+                    torch.set_num_threads(count)
+                    memory.fill_(7.0)
+                    cast(x, fmt, axis, out=out)
+                    assert torch.equal(out, expected)
+                    assert (memory[:shift] == 7).all()
+                    assert (memory[shift + x.numel() :] == 7).all()
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("fmt", ["mxfp6_e2m3", "nvfp4", "int8-channel", "fp8_e4m3-128-fp32"])
+def test_decoding_into_what_is_given(fmt: str) -> None:
+    x = sample((66, 257))
+    for axis in (0, 1):
+        q, expected = quantize(x, fmt, axis), cast(x, fmt, axis)
+        wide = torch.full((66, 600), 7.0)
+        outs = [torch.empty(66, 257), torch.empty(257, 66).t(), wide[:, 1:515:2]]
+        outs += [torch.empty(66, 257, dtype=t) for t in (torch.float16, torch.bfloat16)]
+        for out in (*outs, torch.empty(66, 257, dtype=torch.float64)):
+            version = out._version
+            assert dequantize(q, out=out) is out
+            assert torch.equal(out, dequantize(q, out.dtype))
+            assert out._version > version
+        assert torch.equal(outs[0], expected)
+        assert (wide[:, ::2] == 7).all()
+        assert (wide[:, 515:] == 7).all()
+
+
+def test_decoding_over_the_codes_themselves() -> None:
+    q = quantize(sample((64, 64)), "mxint8")
+    memory, expected = torch.zeros(64, 64), dequantize(q)
+    codes = memory.view(torch.uint8).flatten()[5000 : 5000 + 64 * 64].view(64, 64)
+    codes.copy_(q.codes)
+    inside = BlockTensor((codes, *q.stored[1:]), q.packing, q.shape, q.dtype)
+    same(dequantize(inside, out=memory), expected)
+
+
+@pytest.mark.slow
+def test_more_values_than_32_bits_count() -> None:
+    """8 GB: an index that wrapped would leave the end as it was, or write over the beginning."""
+    x = torch.zeros(2**31 + 64, dtype=torch.bfloat16)
+    x[:64] = x[-64:] = sample((64,)).bfloat16()
+    expected = cast(x[-64:].clone(), "mxfp4")
+    cast(x, "mxfp4", out=x)
+    assert torch.equal(x[:64], expected)
+    assert torch.equal(x[-64:], expected)
+    assert not x[64:-64].view(torch.int64).any()
+    q = quantize(x, "mxfp4")
+    assert torch.equal(dequantize(q, out=x)[-64:], expected)

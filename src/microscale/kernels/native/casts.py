@@ -138,6 +138,24 @@ def quantize(x: Tensor, found: Served, axis: int, seed: Tensor | None = None) ->
     return stored
 
 
+def quantize_both(
+    x: Tensor, found: Served, axes: tuple[int, int], seed: Tensor | None = None
+) -> tuple[Stored, Stored]:
+    """The parts along each of two axes; of neighbouring axes x is read once."""
+    if abs(axes[0] - axes[1]) != 1:
+        return quantize(x, found, axes[0], seed), quantize(x, found, axes[1], seed)
+    threads = torch.get_num_threads()
+    first, second = (
+        quantize_job(found, axis, x.dtype, threads, x.shape, x.stride()) for axis in axes
+    )
+    made = empty_parts(first.shapes, x.device), empty_parts(second.shapes, x.device)
+    parts = [part.data_ptr() for stored in made for part in stored[:3]]
+    pointer = None if seed is None else seed.data_ptr()
+    call = found.library.ms_quantize_both
+    _check(call(first.address, second.address, x.data_ptr(), *parts, pointer))
+    return made
+
+
 def dequantize(
     stored: Stored,
     found: Served,

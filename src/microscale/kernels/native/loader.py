@@ -74,7 +74,7 @@ def _load(path: Path) -> Native:
     if library.ms_sizes() != SIZES:
         return Native(None, path, f"{path} belongs to another version; install the package again")
     library.ms_isa_name.restype = ctypes.c_char_p
-    pointers = {"ms_cast": 4, "ms_quantize": 6, "ms_dequantize": 5}
+    pointers = {"ms_cast": 4, "ms_quantize": 6, "ms_quantize_both": 10, "ms_dequantize": 5}
     for name, count in pointers.items():
         getattr(library, name).argtypes = [ctypes.c_void_p] * count
     return Native(library, path, "")
