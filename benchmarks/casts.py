@@ -21,7 +21,7 @@ from microscale.cast import cast
 from microscale.formats import packed_bytes
 from microscale.kernels.native.loader import current, native
 from microscale.spelling import get_block_format
-from microscale.tensor import dequantize, quantize
+from microscale.tensor import dequantize, quantize, quantize_both
 
 FORMATS = ("mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4", "mxint8", "nvfp4")
 WHOLE = ("int8-token", "int8-channel", "fp8_e4m3-tensor")
@@ -64,7 +64,15 @@ def packing(x: Tensor) -> Functions:
             partial(dequantize, packed, out=half),
             2 + _stored(fmt),
         )
+        both = partial(quantize_both, x, fmt)
+        found[f"quantize {fmt}, both axes"] = (both, 4 + 2 * _stored(fmt))
+        found[f"quantize {fmt}, two calls"] = (partial(_two_calls, x, fmt), 8 + 2 * _stored(fmt))
     return found
+
+
+def _two_calls(x: Tensor, fmt: str) -> None:
+    quantize(x, fmt, -1)
+    quantize(x, fmt, -2)
 
 
 def peers(x: Tensor) -> Functions:

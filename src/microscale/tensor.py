@@ -168,9 +168,9 @@ def quantize_both(
     """Quantize `x` along each of two axes: row-wise and column-wise blocks of one matrix.
 
     Training needs both: the forward product reduces along one axis, that of the gradient along the
-    other. The results equal `quantize(x, fmt, axes[0], ...)` and `quantize(x, fmt, axes[1], ...)` bit
-    for bit, stochastic rounding with one seed included; on the CPU the compiled core reads `x` once
-    for both if the axes are neighbours (twice with a tensor scale, whose amax comes first).
+    other. Each result equals `quantize` along that axis bit for bit; stochastic rounding draws one
+    seed for both, so each value meets the same random word twice. On the CPU the compiled core
+    reads `x` once if the axes are neighbours (twice with a tensor scale, whose amax comes first).
 
     Raises MicroscaleError as `quantize` does, and for axes that are not two different ones.
     """
@@ -199,7 +199,7 @@ def quantize_both(
 
 def _two_axes(axes: tuple[int, int], dimensions: int) -> tuple[int, int]:
     found = tuple(check_axis(axis, dimensions) for axis in axes)
-    if len(set(found)) != 2 or len(found) != 2:  # noqa: PLR2004
+    if len(set(found)) != 2 or len(found) != 2:
         raise MicroscaleError(
             f"axes {axes} of a tensor of {dimensions} dimension(s); give two different axes."
         )

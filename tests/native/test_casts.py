@@ -259,7 +259,7 @@ def test_both_axes_with_every_option(fmt: str) -> None:
 
 
 def test_large_outputs_go_past_the_caches_unharmed(isa: str) -> None:
-    """Streamed stores: whole lines and what is beside them, with ragged rows, in several threads."""
+    """Streamed stores: whole lines and what is beside them, ragged rows, several threads."""
     if isa in {"baseline", "avx2"}:
         pytest.skip(f"{isa} streams nothing")
     memory = torch.empty(2**22 + 2**15)

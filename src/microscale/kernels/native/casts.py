@@ -36,7 +36,7 @@ def cast(
     """Values of `x` on the format's grid, contiguous."""
     if dtype is x.dtype and x.is_contiguous():  # the usual case, in as few steps as can be
         y = torch.empty_like(x)
-        _, address = cast_job(found, axis, dtype, dtype, torch.get_num_threads(), False, x.shape)
+        _, address = cast_job(found, axis, dtype, dtype, torch.get_num_threads(), 0, x.shape)
         pointer = None if seed is None else seed.data_ptr()
         if status := found.library.ms_cast(address, x.data_ptr(), y.data_ptr(), pointer):
             _check(status)
@@ -61,7 +61,7 @@ def _cast_pair(
     near = x.is_contiguous() and y.is_contiguous()
     strides = None if near else (x.stride(), y.stride())
     job = cast_job(
-        found, axis, x.dtype, y.dtype, torch.get_num_threads(), given, x.shape, strides
+        found, axis, x.dtype, y.dtype, torch.get_num_threads(), int(given), x.shape, strides
     )  # fmt: skip
     pointer = None if seed is None else seed.data_ptr()
     _check(found.library.ms_cast(job.address, x.data_ptr(), y.data_ptr(), pointer))
@@ -80,7 +80,7 @@ def cast_into(x: Tensor, y: Tensor, found: Served, axis: int, seed: Tensor | Non
 def written(y: Tensor) -> None:
     """Tell autograd that values changed."""
     if not y.is_inference():
-        torch._C._increment_version((y,))
+        torch.autograd.graph.increment_version(y)
 
 
 def _readable(x: Tensor, found: Served) -> bool:
@@ -129,12 +129,9 @@ def quantize(x: Tensor, found: Served, axis: int, seed: Tensor | None = None) ->
     job = quantize_job(found, axis, x.dtype, torch.get_num_threads(), shape, strides)
     stored = empty_parts(job.shapes, x.device)
     codes, scales, outer, _ = stored
+    parts = codes.data_ptr(), scales.data_ptr(), outer.data_ptr()
     pointer = None if seed is None else seed.data_ptr()
-    _check(
-        found.library.ms_quantize(
-            job.address, x.data_ptr(), codes.data_ptr(), scales.data_ptr(), outer.data_ptr(), pointer
-        )
-    )
+    _check(found.library.ms_quantize(job.address, x.data_ptr(), *parts, pointer))
     return stored
 
 
@@ -166,7 +163,7 @@ def dequantize(
 ) -> Tensor:
     """Decoded values with the block axis of `length` values back in its place.
 
-    They are contiguous, or written to `out` of their shape and `dtype`, which `receives` them.
+    They are contiguous, or written to an `out` that `receives` them.
     """
     if dtype is torch.float64:
         return dequantize(stored, found, layout, length, torch.float32).double()
@@ -175,7 +172,7 @@ def dequantize(
         codes = codes.contiguous()
     y = torch.empty(decoded_shape(codes, layout.axis, length), dtype=dtype) if out is None else out
     job = dequantize_job(
-        found, layout.axis, length, dtype, torch.get_num_threads(), out is not None,
+        found, layout.axis, length, dtype, torch.get_num_threads(), int(out is not None),
         (codes.shape, codes.stride()), (scales.shape, scales.stride()), y.stride() or (1,),
     )  # fmt: skip
     _check(

@@ -15,7 +15,14 @@ import torch
 
 from microscale.formats import BlockFormat, channel_dimension
 from microscale.kernels.native.loader import native
-from microscale.kernels.native.records import DIMENSIONS, TYPES, Job, PlanRecord, plan_record, serves
+from microscale.kernels.native.records import (
+    DIMENSIONS,
+    TYPES,
+    Job,
+    PlanRecord,
+    plan_record,
+    serves,
+)
 from microscale.kernels.plan import Plan, castable
 from microscale.kernels.storage import Shapes, storage_shapes
 from microscale.rounding import Options, Rounding, make_options
@@ -81,7 +88,7 @@ def cast_job(  # noqa: PLR0917  (the key of the cache: everything a job is made 
     x_type: torch.dtype,
     y_type: torch.dtype,
     threads: int,
-    given: bool,
+    given: int,
     shape: torch.Size,
     strides: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
 ) -> Prepared:
@@ -128,7 +135,7 @@ def _set_contiguous(job: Job, shape: torch.Size, whole: str, axis: int) -> None:
 
 
 @lru_cache(maxsize=4096)
-def quantize_job(  # noqa: PLR0917
+def quantize_job(
     found: Served,
     axis: int,
     x_type: torch.dtype,
@@ -161,7 +168,7 @@ def dequantize_job(  # noqa: PLR0917
     length: int,
     y_type: torch.dtype,
     threads: int,
-    given: bool,
+    given: int,
     codes: tuple[torch.Size, tuple[int, ...]],
     scales: tuple[torch.Size, tuple[int, ...]],
     y: tuple[int, ...],
@@ -169,9 +176,7 @@ def dequantize_job(  # noqa: PLR0917
     """The job that decodes; shapes and strides of the parts, strides of the values."""
     made = _prepared(found, threads=threads, y_type=TYPES[y_type], given=given)
     geometry = made.job.geometry
-    geometry.set_lanes(
-        codes[0][:-1], x=codes[1][:-1], y=_without(y, axis), scale=_shared(*scales)
-    )
+    geometry.set_lanes(codes[0][:-1], x=codes[1][:-1], y=_without(y, axis), scale=_shared(*scales))
     geometry.length = length
     geometry.x_axis, geometry.y_axis, geometry.scale_axis = 1, y[axis], scales[1][-1]
     return made
@@ -181,7 +186,7 @@ _SCALES = {8: torch.uint8, 16: torch.bfloat16, 32: torch.float32}
 
 
 @lru_cache(maxsize=4096)
-def fits(  # noqa: PLR0917
+def fits(
     found: Served,
     length: int,
     codes: tuple[torch.dtype, torch.Size],
