@@ -8,7 +8,6 @@ the environment: MICROSCALE_MICROXCALING (a checkout) and MICROSCALE_GGML (a bui
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -88,12 +87,8 @@ def _measured(options: argparse.Namespace) -> Iterator[list[Row]]:
 
 def _machine() -> dict[str, str]:
     here = info()
-    model = platform.processor() or platform.machine()
-    if (listed := Path("/proc/cpuinfo")).exists():
-        lines = (line.partition(":") for line in listed.read_text().splitlines())
-        model = next((value.strip() for key, _, value in lines if "model name" in key), model)
     return {
-        "processor": model,
+        "processor": here.devices["cpu"],
         "threads": str(torch.get_num_threads()),
         "kernels": here.kernels["cpu"].partition(" from ")[0],
         "torch": torch.__version__,

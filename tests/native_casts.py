@@ -164,5 +164,5 @@ if __name__ == "__main__":
     wrong = []
     for number in range(5):
         if library.ms_set_isa(number) == 0:
-            wrong += check(number * 10**6, int(sys.argv[1]))
+            wrong += check(int(sys.argv[2]) + number * 10**6, int(sys.argv[1]))
     sys.exit("\n".join(wrong) or None)

@@ -1,5 +1,6 @@
-"""The core under AddressSanitizer and UndefinedBehaviorSanitizer, on random casts."""
+"""The core under AddressSanitizer and UndefinedBehaviorSanitizer, on random casts and products."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from microscale.kernels.native.loader import LIBRARY
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
+BUILT = ROOT / "build" / "sanitized"
+"""Kept: the next run compiles only what changed."""
 RUNTIMES = ("libasan.so", "libubsan.so", "libstdc++.so")
 
 pytestmark = [
@@ -31,16 +34,18 @@ def _runtime(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place() -> Path:
     """A folder where the package's library, built with sanitizers, is found first."""
-    built = tmp_path_factory.mktemp("sanitized")
-    configure = ["cmake", "-S", str(ROOT), "-B", str(built / "build"), "-DMICROSCALE_SANITIZE=ON"]
-    subprocess.run(configure, check=True, capture_output=True)
-    subprocess.run(["cmake", "--build", str(built / "build"), "--parallel", "2"], check=True)
-    folder = built / "site" / "microscale" / "kernels" / "native"
-    folder.mkdir(parents=True)
-    shutil.copy(built / "build" / LIBRARY, folder)
-    return built / "site"
+    folder = BUILT / "site" / "microscale" / "kernels" / "native"
+    folder.mkdir(parents=True, exist_ok=True)
+    output = f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={folder}"
+    configure = ["cmake", "-S", str(ROOT), "-B", str(BUILT), "-DMICROSCALE_SANITIZE=ON", output]
+    with (BUILT / "lock").open("w") as lock:  # processes of one run build it once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(configure, check=True, capture_output=True)
+        subprocess.run(["cmake", "--build", str(BUILT), "--parallel", "2"], check=True)
+    assert (folder / LIBRARY).is_file()
+    return BUILT / "site"
 
 
 def _run(place: Path, script: str, *arguments: str) -> None:
@@ -67,10 +72,16 @@ def _run(place: Path, script: str, *arguments: str) -> None:
     assert "Sanitizer" not in done.stderr
 
 
-def test_random_casts_touch_no_foreign_memory(place: Path) -> None:
-    _run(place, "native_casts.py", "60")
+SCRIPTS = ("native_casts.py", "native_products.py")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_random_calls_touch_no_foreign_memory(place: Path, script: str) -> None:
+    _run(place, script, "25", "0")
 
 
 @pytest.mark.slow
-def test_many_random_casts_touch_no_foreign_memory(place: Path) -> None:
-    _run(place, "native_casts.py", "2000")
+@pytest.mark.parametrize("first", range(0, 10000, 1000))
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_many_random_calls_touch_no_foreign_memory(place: Path, script: str, first: int) -> None:
+    _run(place, script, "200", str(first))
