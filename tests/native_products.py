@@ -105,13 +105,18 @@ def run(first: int, cases: int) -> None:
             raise AssertionError(f"product {seed}: {error}") from error
 
 
-if __name__ == "__main__":
+def main(cases: int, first: int) -> None:
+    """So many products with every instruction set, and with tiles modelled in C++."""
     library = native().library
     assert library is not None, native().reason
     for number in range(5):
         if library.ms_set_isa(number):
             continue
-        run(int(sys.argv[2]) + number * 10**6, int(sys.argv[1]))
+        run(first + number * 10**6, cases)
         if library.ms_model_tiles(1) == 0:
-            run(int(sys.argv[2]) + 10**7, int(sys.argv[1]))
+            run(first + 10**7, cases)
         library.ms_model_tiles(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
