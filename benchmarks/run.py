@@ -64,7 +64,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
         "--largest", type=int, choices=SIZES, default=1024, metavar="MB",
-        help="of float32 in the section growth: 1024, or 4096, which needs 14 GB of memory",
+        help="of float32 in the section growth: 1024, or 4096, which needs 16 GB of memory",
     )  # fmt: skip
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
