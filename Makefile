@@ -2,7 +2,7 @@
 # make test       the same installation, then the tests (under 10 minutes on 2 cores)
 # make test-full  every test, the long ones too
 # make compare-all  formats on every known model into docs/results.md; set MICROSCALE_DATA for all
-# make bench      limits of this machine, casts and the command line's start, into build/bench
+# make bench      speed beside this machine's limits and beside others, into build/bench
 # make lint       style and types
 # make clean      remove what was made, .venv included
 #
@@ -43,9 +43,7 @@ compare-all: $(STAMP)
 # Another process that runs meanwhile spoils figures: what it disturbs is thrown away or marked.
 bench: $(STAMP)
 	mkdir -p $(BUILD)/bench
-	$(BIN)/python benchmarks/help_time.py
-	$(BIN)/python benchmarks/limits.py
-	$(BIN)/python benchmarks/casts.py --peers --json $(BUILD)/bench/casts.json
+	$(BIN)/python benchmarks/run.py --json $(BUILD)/bench/bench.json --picture $(BUILD)/bench/bench.png
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

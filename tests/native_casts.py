@@ -158,11 +158,17 @@ def check(first: int, cases: int) -> list[str]:
     return [d for i in range(cases) for d in differences(draw(random.Random(first + i)))]
 
 
-if __name__ == "__main__":
+def main(cases: int, first: int) -> None:
+    """So many casts with every instruction set. Ends the program where one is wrong."""
     library = native().library
     assert library is not None, native().reason
     wrong = []
     for number in range(5):
         if library.ms_set_isa(number) == 0:
-            wrong += check(number * 10**6, int(sys.argv[1]))
-    sys.exit("\n".join(wrong) or None)
+            wrong += check(first + number * 10**6, cases)
+    if wrong:
+        sys.exit("\n".join(wrong))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

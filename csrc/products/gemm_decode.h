@@ -45,6 +45,8 @@ class DecodeRow {
       const Halves h = values_(loaded, low_bits(left));
       Kernel::scale_and_store(h, spread_(scales + spread_.offset(first + c) - base),
                   w_.tensor_scale, to);
+      // An infinite scale makes NaN of the zeros behind a row.
+      if (left < CHUNK) std::fill(to + std::max<int64_t>(left, 0), to + CHUNK, 0);
     }
   }
 };

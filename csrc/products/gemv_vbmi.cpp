@@ -133,6 +133,8 @@ struct Prepared {
   int64_t chunks, row_bytes;
   Buffer<uint8_t> data;
   Buffer<float> scales;  // for each lane of each chunk (Integer)
+  float largest = 0;     // of the scales
+  bool exact = true;     // no scale lost a bit
 
   explicit operator bool() const { return bool(data); }
 
@@ -170,8 +172,9 @@ Prepared prepare(const ms_dense& x, int64_t length) {
   return p;
 }
 
-// Integers of x with the sums that undo the weights' offset; a scale for each lane.
-Prepared prepare_integers(const ms_packed& x) {
+// Integers of x with the sums that undo the weights' offset; a scale for each lane, with `units`, what
+// integers of x and of the weights count: applied later, sums would leave float32 before that.
+Prepared prepare_integers(const ms_packed& x, float units) {
   Prepared p(x.length, x.rows, Integer::CHUNK_BYTES, true);
   if (!p) return p;
   const float unit = Integer::unit_of(x);
@@ -187,7 +190,9 @@ Prepared prepare_integers(const ms_packed& x) {
         const int64_t k = c * CHUNK + 4 * l;
         surplus[l] = -128 * (to[4 * l] + to[4 * l + 1] + to[4 * l + 2] + to[4 * l + 3]);
         const float s = k < x.length ? scale_at(x, m, x.block ? k / x.block : 0) : 0.0f;
-        p.scales[(m * p.chunks + c) * 16 + l] = s;
+        p.scales[(m * p.chunks + c) * 16 + l] = s * units;
+        p.largest = std::fmax(p.largest, std::fabs(s * units));
+        p.exact &= s * units / units == s;
       }
     }
   }
@@ -332,7 +337,13 @@ int gemv_bfloat16_vbmi(const GemvCall& call, const ms_dense& x) {
 }
 
 int gemv_integer_vbmi(const GemvCall& call, const ms_packed& x) {
-  const float units = Integer::unit_of(*call.w) * Integer::unit_of(x);
-  return by_format<Integer>(call, prepare_integers(x),
-                              call.w->tensor_scale * x.tensor_scale * units);
+  const Prepared p = prepare_integers(x, Integer::unit_of(*call.w) * Integer::unit_of(x));
+  // A scale is one for four values, and a product of two must not overflow: the sum may be 0.
+  if (p && !(p.exact && x.block % 4 == 0 && p.largest <= 0x1p100f)) {
+    std::memset(call.bad, 1, size_t(call.w->rows));
+    return MS_OK;
+  }
+  GemvCall bounded = call;
+  bounded.tiny_x |= p.largest > 1;  // scales of weights up to 2^20
+  return by_format<Integer>(bounded, p, call.w->tensor_scale * x.tensor_scale);
 }

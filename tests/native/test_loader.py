@@ -69,3 +69,15 @@ def test_a_file_that_is_no_library_is_named(
     found = loader.native.__wrapped__()
     assert found.library is None
     assert str(broken) in found.reason
+
+
+@pytest.mark.skipif(not names(), reason=loader.native().reason)
+def test_info_names_what_the_processor_lacks() -> None:
+    library = loader.native().library
+    assert library is not None
+    every = [*loader.usable(library), *loader.lacking(library)]
+    assert every == ["baseline", "avx2", "avx512", "avx512_vnni", "amx"][: len(every)]
+    found = run(SHOW, MICROSCALE_ISA="baseline").stdout
+    assert "compiled core, baseline (of baseline" in found
+    for name in loader.lacking(library):
+        assert name in found.partition("not on this processor: ")[2]

@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 
 from microscale.commands.console import STANDARD_OUTPUT, console, write_json
-from microscale.kernels.native.loader import current, native, usable
+from microscale.kernels.native.loader import current, lacking, native, usable
 from microscale.version import __version__
 
 LIBRARIES = ("torch", "numpy", "safetensors", "transformers", "tokenizers", "matplotlib")
@@ -61,7 +61,7 @@ class Info:
 
 def info() -> Info:
     """Look up versions, devices and kernels of this installation."""
-    devices = {"cpu": platform.processor() or platform.machine()}
+    devices = {"cpu": _processor()}
     for index in range(torch.cuda.device_count()):
         devices[f"cuda:{index}"] = torch.cuda.get_device_name(index)
     return Info(
@@ -85,10 +85,20 @@ def _core() -> str:
     if found.library is None:
         return f"{REFERENCE}: {found.reason}"
     usable_here = ", ".join(usable(found.library))
+    lacks = ", ".join(lacking(found.library))
+    not_here = f"; not on this processor: {lacks}" if lacks else ""
     return (
-        f"compiled core, {current(found.library)} (of {usable_here}) from {found.path}; reference "
-        "for float64, pow2 scales and what docs/numerics.md names"
+        f"compiled core, {current(found.library)} (of {usable_here}{not_here}) from {found.path}; "
+        "reference for float64, pow2 scales and what docs/numerics.md names"
     )
+
+
+def _processor() -> str:
+    """The processor as it calls itself, which Linux knows better than Python."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text(errors="replace").splitlines() if listed.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 def _version(distribution: str) -> str | None:

@@ -92,6 +92,11 @@ def usable(library: ctypes.CDLL) -> list[str]:
     return [name for i, name in enumerate(_names(library)) if library.ms_isa_usable(i)]
 
 
+def lacking(library: ctypes.CDLL) -> list[str]:
+    """Those that it does not run."""
+    return [name for i, name in enumerate(_names(library)) if not library.ms_isa_usable(i)]
+
+
 def current(library: ctypes.CDLL) -> str:
     """The instruction set in use."""
     name: str = _names(library)[library.ms_isa()]
