@@ -8,6 +8,7 @@ are multiplied in it, with sums in float32 (docs/numerics.md, section 10): the p
 are exact either way, the order of the sums is another than PyTorch's.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -72,8 +73,9 @@ class Factor:
     def narrow_values(self) -> Tensor:
         """The cast values in bfloat16, without a gradient."""
         assert self.operand is not None
-        cast = cast_detached if self.weight else cast_values
-        return cast(self.source.detach(), self.operand, self.axis, torch.bfloat16)
+        if self.weight:
+            return cast_detached(self.source, self.operand, self.axis, torch.bfloat16)
+        return cast_values(self.source.detach(), self.operand, self.axis, torch.bfloat16)
 
     def vanishes(self) -> bool:
         """Whether the cast may have values that even bfloat16's subnormals do not hold."""
@@ -192,8 +194,7 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, policy: Policy) -> Tens
     if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, weight, bias)
     ):
-        result: Tensor = _Linear.apply(x, weight, bias, policy)
-        return result
+        return _apply(x, weight, bias, policy)
     return _forward(x, weight, bias, policy)[0]
 
 
@@ -214,9 +215,7 @@ class _Linear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, policy: Policy
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, policy: Policy) -> Tensor:
         result, a, b = _forward(x, weight, bias, policy)
         ctx.policy = policy
         of_x, of_weight = ctx.needs_input_grad[:2]
@@ -232,7 +231,7 @@ class _Linear(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b = ctx.saved_tensors
         policy: Policy = ctx.policy
         dx = dw = db = None
@@ -244,6 +243,9 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             db = grad.sum(0)
         return dx, dw, db, None
+
+
+_apply: Callable[[Tensor, Tensor, Tensor | None, Policy], Tensor] = _Linear.apply
 
 
 def _dgrad(grad: Tensor, weight: Tensor, cast: Tensor | None, policy: Policy) -> Tensor:
