@@ -45,15 +45,17 @@ def functions(
     found: dict[str, Callable[[], object]] = {}
     for name, dtype in TYPES.items():
         x = torch.randn(batch, inside).to(dtype).requires_grad_()
-        weight = nn.Parameter((torch.randn(outside, inside) / inside**0.5).to(dtype))
+        values = (torch.randn(outside, inside) / inside**0.5).to(dtype)
         grad = torch.randn(batch, outside).to(dtype)
         layers: dict[str, Layer] = {"torch": F.linear}
         for fmt in formats:
             policy = Policy.of(fmt, fmt, fmt, rounding=rounding)
             layers[fmt] = partial(linear, policy=policy)
         for title, layer in layers.items():
+            # A step has the kept cast of its weight forgotten.
+            weight, trained = nn.Parameter(values), nn.Parameter(values.clone())
             found[f"forward, {name}, {title}"] = partial(forward, layer, x, weight)
-            found[f"step, {name}, {title}"] = partial(step, layer, x, weight, grad)
+            found[f"step, {name}, {title}"] = partial(step, layer, x, trained, grad)
     return found
 
 

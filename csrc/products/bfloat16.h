@@ -26,13 +26,15 @@ struct BFloat16Order {
     turn_rows(x, stride * 2, count, length * 2, to, DEPTH / 2);
   }
 
-  // Rows side by side, `step` between the values of each.
-  static void join_x(const uint16_t* x, int64_t step, int64_t count, int64_t length, uint16_t* to) {
-    const __mmask16 kept = first(count);
-    for (int64_t k = 0; k < DEPTH; k += 2, to += 2 * COLUMNS) {
+  // Rows side by side, `step` between the values of each: `depth` values of them, to panels of 16.
+  static void join_x(const uint16_t* x, int64_t step, int64_t rows, int64_t length, int64_t depth,
+                     uint16_t* to) {
+    for (int64_t k = 0; k < depth; k += 2, to += 2 * COLUMNS) {
       const uint16_t* even = x + k * step;
-      _mm512_store_si512(to, k < length ? joined(even, even + step, kept, k + 1 < length)
-                                        : _mm512_setzero_si512());
+      for (int64_t m = 0; m < rows; m += COLUMNS)
+        _mm512_store_si512(to + m * DEPTH,
+                           k < length ? joined(even + m, even + m + step, first(rows - m), k + 1 < length)
+                                      : _mm512_setzero_si512());
     }
   }
 
@@ -67,10 +69,9 @@ class DenseRows {
 
   // Squares of 16 rows and 16 pairs.
   void turn(const uint16_t* from, int64_t rows, int64_t length, uint16_t* to) const {
-    for (int64_t r = 0; r < rows; r += 16) {
-      const int64_t n = std::min<int64_t>(16, rows - r);
-      const __mmask16 kept = first(n);
-      for (int64_t k = 0; k < DEPTH; k += 32) {
+    for (int64_t k = 0; k < DEPTH; k += STRIP) {
+      for (int64_t r = 0; r < rows; r += 16) {
+        const __mmask16 kept = first(rows - r);
         __m512i square[16];
         for (int64_t i = 0; i < 16; ++i) {
           const int64_t at = k + 2 * i;
@@ -79,6 +80,7 @@ class DenseRows {
                                   : _mm512_setzero_si512();
         }
         turn16(square);
+        const int64_t n = std::min<int64_t>(16, rows - r);
         for (int64_t i = 0; i < n; ++i) _mm512_store_si512(to + (r + i) * DEPTH + k, square[i]);
       }
     }

@@ -14,6 +14,7 @@
 //                  behind its end, in [rows][DEPTH]
 //   tile<WIDTH>    sums of HEIGHT rows by WIDTH times 16 columns
 //   turn_x         16 rows of x into the order [DEPTH / STEP][16][STEP]
+//   join_x         the same for a strip of all rows of x, where these lie side by side
 #pragma once
 
 #include <omp.h>
@@ -30,6 +31,7 @@ namespace {
 
 constexpr int64_t COLUMNS = 16;    // rows of x in a tile
 constexpr int64_t X_ROWS = 512;    // rows of x for which a weight is decoded once
+constexpr int64_t STRIP = 32;      // values of the reduction that are brought into order together
 constexpr int64_t MOST_ROWS = 192;  // rows of weights that a thread takes at a time
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -65,8 +67,7 @@ class Gemm {
       panels_ = ceil_div(count_, COLUMNS);
 #pragma omp parallel num_threads(call_.threads)
       {
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < passes_ * panels_; ++i) turn(i / panels_, i % panels_);
+        set_x();
         const int thread = omp_get_thread_num();
         [[maybe_unused]] const typename Kernel::State state;
 #pragma omp for schedule(dynamic)
@@ -90,13 +91,30 @@ class Gemm {
 
   Element* panel(int64_t pass, int64_t p) const { return x_.get() + (pass * panels_ + p) * PANEL; }
 
+  // All threads share the work.
+  void set_x() {
+    const int64_t pieces = call_.x->step == 1 ? panels_ : DEPTH / STRIP;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < passes_ * pieces; ++i) {
+      if (call_.x->step == 1) turn(i / pieces, i % pieces);
+      else join(i / pieces, i % pieces * STRIP);
+    }
+  }
+
   void turn(int64_t pass, int64_t p) {
     const ms_dense& x = *call_.x;
     const int64_t m = first_ + p * COLUMNS, k = pass * DEPTH;
-    const Element* from = static_cast<const Element*>(x.data) + m * x.stride + k * x.step;
-    const int64_t count = std::min(COLUMNS, x.rows - m), length = std::min(DEPTH, call_.length - k);
-    if (x.step == 1) Kernel::turn_x(from, x.stride, count, length, panel(pass, p));
-    else Kernel::join_x(from, x.step, count, length, panel(pass, p));
+    const Element* from = static_cast<const Element*>(x.data) + m * x.stride + k;
+    Kernel::turn_x(from, x.stride, std::min(COLUMNS, x.rows - m),
+                       std::min(DEPTH, call_.length - k), panel(pass, p));
+  }
+
+  // A strip of the reduction for all rows, which lie side by side.
+  void join(int64_t pass, int64_t strip) {
+    const ms_dense& x = *call_.x;
+    const int64_t k = pass * DEPTH + strip;
+    const Element* from = static_cast<const Element*>(x.data) + first_ * x.stride + k * x.step;
+    Kernel::join_x(from, x.step, count_, call_.length - k, STRIP, panel(pass, 0) + strip * COLUMNS);
   }
 
   void multiply(const typename Kernel::Rows& fetch, int64_t row, int64_t rows, Element* weights,
@@ -150,10 +168,17 @@ class Gemm {
     if (call_.out->type == MS_BFLOAT16) {
       alignas(64) uint16_t narrow[16];
       for (int i = 0; i < 16; ++i) narrow[i] = to_bfloat16(result[i]);
-      std::memcpy(static_cast<uint16_t*>(data) + at, narrow, size_t(n) * sizeof *narrow);
+      copy(narrow, n, static_cast<uint16_t*>(data) + at);
     } else {
-      std::memcpy(static_cast<float*>(data) + at, result, size_t(n) * sizeof *result);
+      copy(result, n, static_cast<float*>(data) + at);
     }
+  }
+
+  // A size that is known saves a call for every 16 values.
+  template <class T>
+  static void copy(const T* from, int64_t n, T* to) {
+    if (n == 16) std::memcpy(to, from, 16 * sizeof(T));
+    else std::memcpy(to, from, size_t(n) * sizeof(T));
   }
 };
 

@@ -67,7 +67,7 @@ struct Float32 {
     turn_rows(x, stride * 4, count, length * 4, to, DEPTH);
   }
 
-  static void join_x(const float*, int64_t, int64_t, int64_t, float*) {}  // nobody asks for it
+  static void join_x(const float*, int64_t, int64_t, int64_t, int64_t, float*) {}  // nobody asks for it
 
   static void turn_sums(const float* sums, int64_t width, float (&to)[16][16]) {
     turn_floats(sums, width, to);

@@ -263,7 +263,7 @@ struct Float32 {
 #endif
   }
 
-  static void join_x(const float*, int64_t, int64_t, int64_t, float*) {}  // nobody asks for it
+  static void join_x(const float*, int64_t, int64_t, int64_t, int64_t, float*) {}  // nobody asks for it
 
   static void turn_sums(const float* sums, int64_t width, float (&to)[16][16]) {
 #if defined(__AVX512F__)
