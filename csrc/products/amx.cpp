@@ -1,16 +1,16 @@
 // GEMM in AMX's tiles: 16 rows of weights by 32 values as they are decoded, 32 values by 16 rows of
 // x as they are turned; one block of 32 is one row of a tile. Two by two tiles of sums.
 // Few rows of x are better off with AVX-512.
+#include "bfloat16.h"
 #include "gemm_decode.h"
 #include "kernels.h"
 #include "tiles.h"
 
 namespace {
 
-template <Look LOOK>
-struct BFloat16 : BFloat16Rows<BFloat16<LOOK>, LOOK> {
+struct BFloat16 : BFloat16Order {
   using State = Tiles;
-  static constexpr int64_t HEIGHT = 32, ROWS = 64, DEPTH = 256;
+  static constexpr int64_t HEIGHT = 32;
   static constexpr int WIDTH = 2;
 
   // 32 rows by WIDTH times 16 columns.
@@ -46,8 +46,13 @@ struct BFloat16 : BFloat16Rows<BFloat16<LOOK>, LOOK> {
   }
 };
 
-int gemm_bfloat16(const GemmCall& call) { return by_look<BFloat16>(call); }
+template <Look LOOK>
+using Decoded = Decoding<BFloat16, LOOK>;
+
+int gemm_bfloat16(const GemmCall& call) { return by_look<Decoded>(call); }
+int gemm_dense(const GemmCall& call) { return Gemm<Dense<BFloat16>>(call).run(); }
 
 }  // namespace
 
-const ProductKernels MS_PRODUCTS = {nullptr, nullptr, nullptr, nullptr, nullptr, gemm_bfloat16};
+const ProductKernels MS_PRODUCTS = {nullptr, nullptr,       nullptr,   nullptr,
+                                    nullptr, gemm_bfloat16, gemm_dense, nullptr};

@@ -7,9 +7,9 @@
 
 namespace {
 
-// Decodes DEPTH values of a row, scaled, and asks for the codes of the next pass.
+// Decodes DEPTH values of rows, scaled, and asks for the codes of the next pass.
 template <class Kernel, Look LOOK>
-class DecodeRow {
+class DecodedRows {
   const ms_packed& w_;
   ScaleReader scales_;
   ScaleSpread spread_;
@@ -17,11 +17,16 @@ class DecodeRow {
   bool scaled_;  // else the scale, one for a row, is a factor of the sums
 
   public:
-  explicit DecodeRow(const ms_packed& w)
-    : w_(w), scales_(w), spread_(w.block), values_(w.values, w.bits),
-          scaled_(w.block != 0 || !Kernel::FACTORED) {}
+  explicit DecodedRows(const GemmCall& call)
+    : w_(*call.w), scales_(w_), spread_(w_.block), values_(w_.values, w_.bits),
+          scaled_(w_.block != 0 || !Kernel::FACTORED) {}
 
-  void operator()(int64_t row, int64_t k, typename Kernel::Element* to) const {
+  void operator()(int64_t row, int64_t rows, int64_t k, typename Kernel::Element* to) const {
+    for (int64_t r = 0; r < rows; ++r) decode(row + r, k, to + r * Kernel::DEPTH);
+  }
+
+  private:
+  void decode(int64_t row, int64_t k, typename Kernel::Element* to) const {
     alignas(64) float scales[Kernel::DEPTH / 16 + 64];
     if (scaled_) scales_.part(row, k, Kernel::DEPTH, scales);
     else std::fill_n(scales, 16, 1.0f);
@@ -30,7 +35,6 @@ class DecodeRow {
     else chunks<6>(row, k, scales, to);
   }
 
-  private:
   template <int BITS>
   void chunks(int64_t row, int64_t k, const float* scales, typename Kernel::Element* to) const {
     const uint8_t* codes = w_.codes + row * w_.row_bytes;
@@ -51,34 +55,23 @@ class DecodeRow {
   }
 };
 
-// bfloat16: the type of the factors, not of the sums. The kernel names itself.
-template <class Kernel, Look LOOK>
-struct BFloat16Rows {
-  using Element = uint16_t;
-  using Decode = DecodeRow<Kernel, LOOK>;
-  static constexpr int64_t DEPTH = 256;
+// Element times scale is exact in bfloat16 here, so cutting off the lower half loses nothing.
+inline __m512i scaled_pairs(__m512i pairs, __m512 scale) {
+  const __m512i even = _mm512_castps_si512(_mm512_mul_ps(even_values(pairs), scale));
+  const __m512i odd = _mm512_castps_si512(_mm512_mul_ps(odd_values(pairs), scale));
+  return _mm512_or_si512(_mm512_srli_epi32(even, 16), odd);
+}
+
+// bfloat16, decoded, for a kernel that multiplies it.
+template <class Tiles, Look LOOK>
+struct Decoding : Tiles {
+  using Rows = DecodedRows<Decoding, LOOK>;
   static constexpr bool FACTORED = true;
 
-  // Element times scale is exact in bfloat16 here, so cutting off the lower half loses nothing.
-  static __m512i scaled(__m512i pairs, __m512 scale) {
-    const __m512i even = _mm512_castps_si512(_mm512_mul_ps(even_values(pairs), scale));
-    const __m512i odd = _mm512_castps_si512(_mm512_mul_ps(odd_values(pairs), scale));
-    return _mm512_or_si512(_mm512_srli_epi32(even, 16), odd);
-  }
-
   static void scale_and_store(const Halves& h, __m512 scale, float, uint16_t* to) {
-    const Halves out = in_order({scaled(h.first, scale), scaled(h.second, scale)});
+    const Halves out = in_order({scaled_pairs(h.first, scale), scaled_pairs(h.second, scale)});
     _mm512_store_si512(to, out.first);
     _mm512_store_si512(to + 32, out.second);
-  }
-
-  static void turn_x(const uint16_t* x, int64_t stride, int64_t count, int64_t length,
-                       uint16_t* to) {
-    turn_rows(x, stride * 2, count, length * 2, to, DEPTH / 2);
-  }
-
-  static void turn_sums(const float* sums, int64_t width, float (&to)[16][16]) {
-    turn_floats(sums, width, to);
   }
 };
 

@@ -1,14 +1,15 @@
 // GEMM with AVX-512: bfloat16 by vdpbf16ps, float32 by fused multiply-adds. Decoding by VBMI.
+#include "bfloat16.h"
+#include "extent.h"
 #include "gemm_decode.h"
 #include "gemm_vbmi.h"
 #include "lanes.h"
 
 namespace {
 
-template <Look LOOK>
-struct BFloat16 : BFloat16Rows<BFloat16<LOOK>, LOOK> {
+struct BFloat16 : BFloat16Order {
   using State = NoState;
-  static constexpr int64_t HEIGHT = 12, ROWS = 48, DEPTH = 256;
+  static constexpr int64_t HEIGHT = 12;
   static constexpr int WIDTH = 2;
 
   template <int WIDTH>
@@ -37,9 +38,9 @@ struct BFloat16 : BFloat16Rows<BFloat16<LOOK>, LOOK> {
 template <Look LOOK>
 struct Float32 {
   using Element = float;
-  using Decode = DecodeRow<Float32, LOOK>;
+  using Rows = DecodedRows<Float32, LOOK>;
   using State = NoState;
-  static constexpr int64_t DEPTH = 128, HEIGHT = 12, ROWS = 48;
+  static constexpr int64_t DEPTH = 128, HEIGHT = 12;
   static constexpr int WIDTH = 2;
   static constexpr bool FACTORED = false;
 
@@ -66,6 +67,8 @@ struct Float32 {
     turn_rows(x, stride * 4, count, length * 4, to, DEPTH);
   }
 
+  static void join_x(const float*, int64_t, int64_t, int64_t, int64_t, float*) {}  // nobody asks for it
+
   static void turn_sums(const float* sums, int64_t width, float (&to)[16][16]) {
     turn_floats(sums, width, to);
   }
@@ -76,7 +79,14 @@ struct Float32 {
   }
 };
 
+template <Look LOOK>
+using Decoded = Decoding<BFloat16, LOOK>;
+
 }  // namespace
 
-int gemm_bfloat16_vbmi(const GemmCall& call) { return by_look<BFloat16>(call); }
+int gemm_bfloat16_vbmi(const GemmCall& call) { return by_look<Decoded>(call); }
+int gemm_dense_vbmi(const GemmCall& call) { return Gemm<Dense<BFloat16>>(call).run(); }
 int gemm_float32_vbmi(const GemmCall& call) { return by_look<Float32>(call); }
+void extent_vbmi(const void* x, int32_t type, int64_t n, int threads, float* two) {
+  extent(x, type, n, threads, two);
+}

@@ -4,66 +4,20 @@
 // what does not fit goes to slower ones that decode weights to float32 first, as `dequantize` does,
 // row by row where that is possible.
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 
-#include "../isa.h"
 #include "kernels.h"
 #include "memory.h"
 #include "tables.h"
 
 namespace {
 
-// The kernels of an instruction set, completed by those of lesser ones.
-ProductKernels kernels_of(int isa) {
-  const ProductKernels* tables[] = {
-    &ms_products_baseline,
-#if defined(MICROSCALE_X86)
-    &ms_products_avx2, &ms_products_avx512, &ms_products_vbmi, &ms_products_amx,
-#endif
-  };
-  ProductKernels all = *tables[isa];
-  while (--isa >= 0) {
-    const ProductKernels& less = *tables[isa];
-    if (!all.gemv_float32) all.gemv_float32 = less.gemv_float32;
-    if (!all.gemv_bfloat16) all.gemv_bfloat16 = less.gemv_bfloat16;
-    if (!all.gemv_integer) all.gemv_integer = less.gemv_integer;
-    if (!all.gemv_careful) all.gemv_careful = less.gemv_careful;
-    if (!all.gemm_float32) all.gemm_float32 = less.gemm_float32;
-    if (!all.gemm_bfloat16) all.gemm_bfloat16 = less.gemm_bfloat16;
-  }
-  return all;
-}
-
 // The kernels with VBMI take 64 values at a time, in one, two or four blocks or a part of one.
 bool fits_chunks(const ms_packed& w) {
   return w.block == 0 || w.block == 16 || w.block == 32 || w.block % 64 == 0;
 }
 
-#if defined(MICROSCALE_X86)
-std::atomic<bool> model_tiles{false};
-#endif
-
-const ProductKernels& kernels_for(const ms_packed& w) {
-  static const ProductKernels all[MS_ISAS] = {
-    kernels_of(0),
-#if defined(MICROSCALE_X86)
-    kernels_of(1), kernels_of(2), kernels_of(3), kernels_of(4),
-#endif
-  };
-  const int isa = fits_chunks(w) ? ms_isa() : std::min<int>(ms_isa(), MS_AVX512);
-#if defined(MICROSCALE_X86)
-  if (isa >= MS_AVX512_VNNI && model_tiles) {
-    static const ProductKernels modelled = [] {
-      ProductKernels k = kernels_of(MS_AVX512_VNNI);
-      k.gemm_bfloat16 = ms_products_modelled.gemm_bfloat16;
-      return k;
-    }();
-    return modelled;
-  }
-#endif
-  return all[isa];
-}
+const ProductKernels& kernels_for(const ms_packed& w) { return product_kernels(fits_chunks(w)); }
 
 // ---------------------------------------------------------------- what is in x and w
 
@@ -285,10 +239,10 @@ bool suits_bfloat16(const ms_dense& x, const ms_packed& w, int threads) {
 int multiply(const Call& call, const ms_dense& x, bool in_bfloat16) {
   const ProductKernels& k = kernels_for(call.w);
   if (!in_bfloat16)
-    return k.gemm_float32({&call.w, &x, call.bias, &call.out, nullptr, call.threads});
+    return k.gemm_float32({&call.w, nullptr, call.w.length, &x, call.bias, &call.out, nullptr, call.threads});
   const Buffer<float> factors = factors_of(call.w);
   if (!factors) return MS_NO_MEMORY;
-  return k.gemm_bfloat16({&call.w, &x, call.bias, &call.out, factors.get(), call.threads});
+  return k.gemm_bfloat16({&call.w, nullptr, call.w.length, &x, call.bias, &call.out, factors.get(), call.threads});
 }
 
 int many_rows(const Call& call, const ms_dense& x) {
@@ -312,15 +266,6 @@ int worthwhile(int threads, const ms_packed& w, int64_t batch) {
 }
 
 }  // namespace
-
-int ms_model_tiles(int on) {
-#if defined(MICROSCALE_X86)
-  model_tiles = on != 0;
-  return ms_isa() >= MS_AVX512_VNNI ? 0 : -1;
-#else
-  return on ? -1 : 0;
-#endif
-}
 
 int ms_product_sizes(void) { return int(sizeof(ms_packed)); }
 

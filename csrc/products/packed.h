@@ -36,6 +36,20 @@ struct ms_packed {
 // For tests: multiply in AMX's tiles as modelled in C++ (slow). -1 where there is no AVX-512 VNNI.
 MS_API int ms_model_tiles(int on);
 
+// Matrices that are not packed: out[m, n] = sum over k of left[m, k] right[n, k], plus bias[n].
+//
+// Both factors are in bfloat16 without subnormals; out is contiguous, of `type`, float32 or
+// bfloat16. MS_NO_KERNEL where the instruction set in use has none, as ms_has_matmul tells.
+enum { MS_NO_KERNEL = -1 };
+struct ms_dense;
+MS_API int ms_has_matmul(void);
+MS_API int ms_matmul(const ms_dense* left, const ms_dense* right, int64_t length, const float* bias,
+                     void* out, int type, int threads);
+
+// The smallest and the largest finite magnitude among n values, float32 or bfloat16, zeros apart:
+// infinity and 0 if there are none.
+MS_API int ms_extent(const void* x, int type, int64_t n, int threads, float* two);
+
 // What tells Python that its records are these.
 MS_API int ms_product_sizes(void);
 

@@ -227,11 +227,21 @@ int gemv_careful(const GemvCall& call, const ms_dense& x) {
 
 // ---------------------------------------------------------------- many rows of x
 
+struct DecodedRows {
+  DecodeRow decode;
+
+  explicit DecodedRows(const GemmCall& call) : decode(*call.w) {}
+
+  void operator()(int64_t row, int64_t rows, int64_t k, float* to) const {
+    for (int64_t r = 0; r < rows; ++r) decode(row + r, k, to + r * DEPTH);
+  }
+};
+
 struct Float32 {
   using Element = float;
-  using Decode = DecodeRow;
+  using Rows = DecodedRows;
   using State = NoState;
-  static constexpr int64_t DEPTH = ::DEPTH, ROWS = 48;
+  static constexpr int64_t DEPTH = ::DEPTH;
 #if defined(__AVX512F__)
   static constexpr int64_t HEIGHT = 12;
   static constexpr int WIDTH = 2;
@@ -253,6 +263,8 @@ struct Float32 {
 #endif
   }
 
+  static void join_x(const float*, int64_t, int64_t, int64_t, int64_t, float*) {}  // nobody asks for it
+
   static void turn_sums(const float* sums, int64_t width, float (&to)[16][16]) {
 #if defined(__AVX512F__)
     turn_floats(sums, width, to);
@@ -273,4 +285,4 @@ int gemm_float32(const GemmCall& call) { return Gemm<Float32>(call).run(); }
 }  // namespace
 
 const ProductKernels MS_PRODUCTS = {nullptr,      nullptr, nullptr, gemv_careful,
-                  gemm_float32, nullptr};
+                                    gemm_float32, nullptr, nullptr, nullptr};

@@ -2,5 +2,8 @@
 #include "gemm_vbmi.h"
 #include "gemv_vbmi.h"
 
-const ProductKernels ms_products_vbmi = {gemv_float32_vbmi, gemv_bfloat16_vbmi, gemv_integer_vbmi,
-                                         nullptr,           gemm_float32_vbmi,  gemm_bfloat16_vbmi};
+const ProductKernels ms_products_vbmi = {
+  gemv_float32_vbmi, gemv_bfloat16_vbmi, gemv_integer_vbmi, nullptr,
+  gemm_float32_vbmi, gemm_bfloat16_vbmi, gemm_dense_vbmi,
+  extent_vbmi,
+};

@@ -246,21 +246,27 @@ with torch.inference_mode():
 _KEYS = frozenset(torch._C._dispatch_keys(x).raw_repr() for x in (torch.empty(0), _inference))
 
 
-def straight(x: object) -> TypeGuard[Tensor]:
-    """Whether an operator on `x` would run the CPU's kernel and nothing besides.
+def ordinary(x: object) -> TypeGuard[Tensor]:
+    """Whether an operator on `x` would run the CPU's kernel and nothing besides autograd.
 
-    Then a verb may call the kernel itself, which spares two thirds of a small cast's time. Nothing
-    is compiled, traced, transformed, watched by a dispatch mode, or differentiated.
+    Nothing is compiled, traced, transformed, or watched by a dispatch mode.
     """
     if torch.compiler.is_compiling() or type(x) not in _PLAIN:
         return False
     tensor: Any = x
     return (
         torch._C._dispatch_keys(tensor).raw_repr() in _KEYS
-        and not (tensor.requires_grad and torch.is_grad_enabled())
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._is_tracing()
     )
+
+
+def straight(x: object) -> TypeGuard[Tensor]:
+    """Whether an operator on `x` would run the CPU's kernel and nothing besides.
+
+    Then a verb may call the kernel itself, which spares two thirds of a small cast's time.
+    """
+    return ordinary(x) and not (x.requires_grad and torch.is_grad_enabled())
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -382,18 +382,19 @@ def quick_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     """
     if not isinstance(weight, Packed) or not ops.straight(x):
         return None
-    if bias is not None and not _adds(bias, weight):
-        return None
-    if x.dtype is not weight.dtype or not x.dim() or not products.takes(x, x.dtype):
-        return None
     matrix = _matrix(weight)
-    if matrix is None or x.shape[-1] != matrix.columns:
+    # The weight's own dtype and shape are slow to ask for: a subclass of Tensor is asked in Python.
+    if matrix is None or x.dtype is not matrix.dtype or not x.dim():
+        return None
+    if bias is not None and not _adds(bias, matrix):
+        return None
+    if x.shape[-1] != matrix.columns or not products.takes(x, x.dtype):
         return None
     return products.linear(x, matrix, bias)
 
 
-def _adds(bias: Tensor, weight: Packed) -> bool:
-    same = bias.dtype is weight.dtype and bias.dim() == 1 and bias.shape[0] == weight.shape[0]
+def _adds(bias: Tensor, matrix: products.Matrix) -> bool:
+    same = bias.dtype is matrix.dtype and bias.dim() == 1 and bias.shape[0] == matrix.rows
     return same and ops.straight(bias)
 
 
@@ -402,7 +403,7 @@ def _matrix(q: Packed) -> products.Matrix | None:
     kept: products.Matrix | None = q.__dict__.get("_matrix")
     if kept is None or not kept.holds(q.stored):
         served = q.axis == 1 and not unserved(q)
-        kept = products.Matrix(q.stored, q.format.name, q.length) if served else None
+        kept = products.Matrix(q.stored, q.format.name, q.length, q.dtype) if served else None
         q.__dict__["_matrix"] = kept
     return kept
 

@@ -45,6 +45,11 @@ class Product:
     geometry: tuple[object, ...] = ()
 
 
+def watched() -> bool:
+    """Whether anybody wants to see casts or products."""
+    return bool(_watchers or _product_watchers)
+
+
 ProductWatcher = Callable[[Product], None]
 
 _product_watchers: list[ProductWatcher] = []

@@ -1,10 +1,10 @@
 """Operands as values: activations are cast at every call, weights once and again when they change.
 
-A cast weight is kept beside the parameter for as long as that lives, in the parameter's own type,
-so it doubles the memory of the weights. A parameter counts as changed when its version counter
-moved (every in-place operation that PyTorch tracks: optimizers, `copy_`, `load_state_dict`), when
-its memory or type is another (`.to`, `.data = ...`), or when a gradient has flowed to it (an
-optimizer's turn is next, and some leave the counter alone).
+A cast weight is kept beside the parameter for as long as that lives, in the parameter's own type
+or, where a product wants it so, in bfloat16: up to another copy of the weights. A parameter counts
+as changed when its version counter moved (every in-place operation that PyTorch tracks: optimizers,
+`copy_`, `load_state_dict`), when its memory or type is another (`.to`, `.data = ...`), or when a
+gradient has flowed to it (an optimizer's turn is next, and some leave the counter alone).
 
 One thing is not seen: writing into the memory of a parameter through `.data`, NumPy or another
 alias without a backward pass before it. Call `forget(model.parameters())` after that.
@@ -25,7 +25,7 @@ from microscale.cast import cast
 from microscale.operands import Operand
 from microscale.watch import tell
 
-_Place = tuple[Operand, int, torch.Size, tuple[int, ...], int]
+_Place = tuple[Operand, int, torch.dtype, torch.Size, tuple[int, ...], int]
 _Stamp = tuple[int, int, torch.dtype]
 
 _VIEWS = 16
@@ -84,9 +84,9 @@ def cast_operand(x: Tensor, operand: Operand | None, axis: int) -> Tensor:
     return cast_values(x, operand, axis)
 
 
-def cast_values(x: Tensor, operand: Operand, axis: int) -> Tensor:
+def cast_values(x: Tensor, operand: Operand, axis: int, dtype: torch.dtype | None = None) -> Tensor:
     """Cast `x` as `cast_operand` does, unseen by watchers."""
-    values: Tensor = cast(x, operand.format, axis, **operand.laws)
+    values: Tensor = cast(x, operand.format, axis, dtype=dtype, **operand.laws)
     return values
 
 
@@ -98,12 +98,24 @@ def cast_weight(weight: Tensor, operand: Operand | None, axis: int) -> Tensor:
         return cast_values(weight, operand, axis)
     tell(weight, operand, axis, weight=True)
     parameter = owner(weight)
-    if type(parameter) is not Parameter or parameter.is_inference():
+    if not _keeps(parameter):
         return cast_values(weight, operand, axis)
-    value = _keep(parameter, weight, operand, axis)
+    value = _keep(parameter, weight, operand, axis, weight.dtype)
     if weight.requires_grad and torch.is_grad_enabled():
         return _straight_through(weight, value, lambda: forget([parameter]))
     return value
+
+
+def cast_detached(x: Tensor, operand: Operand, axis: int, dtype: torch.dtype) -> Tensor:
+    """The values of a cast in `dtype`, without a gradient; those of a parameter are kept."""
+    parameter = owner(x)
+    if _keeps(parameter):
+        return _keep(parameter, x, operand, axis, dtype)
+    return cast_values(x.detach(), operand, axis, dtype)
+
+
+def _keeps(parameter: Tensor) -> bool:
+    return type(parameter) is Parameter and not parameter.is_inference()
 
 
 def forget(weights: Iterable[Tensor]) -> None:
@@ -112,11 +124,14 @@ def forget(weights: Iterable[Tensor]) -> None:
         _kept.pop(weight, None)
 
 
-def _keep(parameter: Tensor, weight: Tensor, operand: Operand, axis: int) -> Tensor:
+def _keep(
+    parameter: Tensor, weight: Tensor, operand: Operand, axis: int, dtype: torch.dtype
+) -> Tensor:
     casts = _kept.get(parameter)
     if casts is None:
         _kept[parameter] = casts = {}
-    place = (operand, axis, weight.shape, weight.stride(), int(weight.storage_offset()))
+    layout = weight.shape, weight.stride(), int(weight.storage_offset())
+    place = (operand, axis, dtype, *layout)
     stamp = (weight._version, weight.data_ptr(), weight.dtype)  # noqa: SLF001  (autograd's own counter)
     found = casts.get(place)
     if found is not None and found[0] == stamp:
@@ -126,7 +141,7 @@ def _keep(parameter: Tensor, weight: Tensor, operand: Operand, axis: int) -> Ten
         casts.clear()
     # A tensor made in inference mode could not take part in training later.
     with torch.inference_mode(mode=False), torch.no_grad():
-        value = cast_values(weight.detach(), operand, axis)
+        value = cast_values(weight.detach(), operand, axis, dtype)
     casts[place] = (stamp, value)
     return value
 
@@ -151,3 +166,8 @@ class _StraightThrough(torch.autograd.Function):
 
 
 _straight_through: Callable[[Tensor, Tensor, Callable[[], None]], Tensor] = _StraightThrough.apply
+
+
+def straight_through(x: Tensor, value: Tensor) -> Tensor:
+    """`value`, with the gradient of `x`."""
+    return _straight_through(x, value, lambda: None)

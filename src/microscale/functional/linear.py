@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from microscale.functional import emulated
 from microscale.functional.product import (
     cast_pair,
     cast_right,
@@ -33,7 +34,9 @@ def linear(
         input: [..., in].
         weight: [out, in]; a BlockTensor is used as it is.
         bias: [out], not cast.
-        policy: `forward.input` and `forward.weight` are used.
+        policy: `forward.input` and `forward.weight` are used; the gradients' products use `dgrad`
+            and `wgrad`, cast along out-features and along all tokens, flattened. Where one of these
+            is not set at all, its product takes the gradient as it is and the forward's cast.
         name: of the module, for ledgers.
 
     Returns:
@@ -42,6 +45,10 @@ def linear(
     operands = policy.forward
     note_product(name, "linear", (input, operands.input), (weight, operands.weight))
     with plain():
+        if not isinstance(weight, BlockTensor):
+            result = emulated.linear(input, weight, bias, policy)
+            if result is not None:
+                return deliver(result, policy)
         left = cast_operand(input, operands.input, -1)
         tell_product("matrix", input, left, weight, operands.weight, -1)
         if not isinstance(weight, BlockTensor) or unserved(weight):  # else multiplied as stored

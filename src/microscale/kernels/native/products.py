@@ -142,11 +142,16 @@ def gives(dtype: torch.dtype) -> bool:
 
 
 class Matrix:
-    """A packed matrix [N, K] that the kernels multiply from, and its record."""
+    """A packed matrix [N, K] that the kernels multiply from, and its record.
 
-    __slots__ = ("_pointers", "_version", "columns", "parts", "record", "rows")
+    `dtype` is that of the tensor it belongs to, which the kernels do not ask for.
+    """
 
-    def __init__(self, stored: Stored, fmt: str, length: int) -> None:
+    __slots__ = ("_pointers", "_version", "columns", "dtype", "parts", "record", "rows")
+
+    def __init__(
+        self, stored: Stored, fmt: str, length: int, dtype: torch.dtype = torch.float32
+    ) -> None:
         """Take parts that `why_not` has nothing against."""
         found = numbers(fmt)
         assert isinstance(found, Numbers)
@@ -157,6 +162,7 @@ class Matrix:
         if scales.stride(1) != 1 and scales.shape[1] > 1:
             scales = scales.contiguous()
         self.parts, self.rows, self.columns = (codes, scales), codes.shape[0], length
+        self.dtype = dtype
         self.record = PackedRecord(
             codes.data_ptr(),
             scales.data_ptr(),
@@ -196,7 +202,8 @@ def linear(
     if not x.is_contiguous() and not (x.dim() == 2 and x.stride(1) == 1):
         x = x.contiguous()
     stride = x.stride(-2) if x.dim() > 1 else 0
-    out = torch.empty((*x.shape[:-1], w.rows), dtype=_result(dtype))
+    shape = (x.shape[0], w.rows) if x.dim() == 2 else (*x.shape[:-1], w.rows)
+    out = torch.empty(shape, dtype=_result(dtype))
     if bias is not None and (bias.dtype is not torch.float32 or not bias.is_contiguous()):
         bias = bias.float().contiguous()
     library = _library()
