@@ -211,11 +211,8 @@ class Policy:
 
     def at(self, name: str) -> "Policy":
         """Return the policy of the module called `name`: overrides applied and done with."""
-        policy = replace(self, ignore=(), overrides=())
-        for pattern, settings in self.overrides:
-            if covers(pattern, name):
-                policy = _with(policy, settings)
-        return policy
+        found = [settings for pattern, settings in self.overrides if covers(pattern, name)]
+        return _with(replace(self, ignore=(), overrides=()), (s for each in found for s in each))
 
     @property
     def rounds_vectors(self) -> bool:
@@ -319,11 +316,12 @@ def _override(pattern: str, value: object, laws: Mapping[str, str]) -> Settings:
 
 
 def _with(policy: Policy, settings: Iterable[tuple[str, Setting]]) -> Policy:
+    changed: dict[str, Any] = {}
     for path, setting in settings:
         section, _, key = path.partition(".")
-        value: Any = replace(getattr(policy, section), **{key: setting}) if key else setting
-        policy = replace(policy, **{section: value})
-    return policy
+        held = changed.get(section, getattr(policy, section))
+        changed[section] = replace(held, **{key: setting}) if key else setting
+    return replace(policy, **changed) if changed else policy
 
 
 def _patterns(place: str, value: object) -> tuple[str, ...]:

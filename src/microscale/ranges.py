@@ -11,6 +11,7 @@ running average of momentum 0.9.
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -110,6 +111,7 @@ def _where(chosen: Tensor, scales: Scales, others: Scales) -> Scales:
     return Scales(torch.where(chosen, scales.block, others.block), None, zero)
 
 
+@lru_cache(maxsize=256)
 def _plan(fmt: BlockFormat) -> Plan:
     """Rows [blocks, values] that each share a scale; infinities are checked for elsewhere."""
     return Plan(replace(fmt, block="token"), 1, Options(nonfinite=Nonfinite.ELEMENT))
@@ -194,7 +196,7 @@ class Sample:
     running: tuple[float, float] | None = None
     _largest: Tensor = field(default_factory=lambda: torch.empty(0))
     _drawn: Tensor = field(default_factory=lambda: torch.empty(0))
-    _keys: Tensor = field(default_factory=lambda: torch.empty(0))
+    _keys: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
     _generator: torch.Generator | None = None
     _settled: dict[tuple[BlockFormat, Estimator], BlockFormat] = field(default_factory=dict)
 
@@ -222,12 +224,17 @@ class Sample:
         if self._generator is None:
             self._generator = torch.Generator().manual_seed(self.seed)
         x = torch.cat((self._largest, x))
-        order = x.abs().argsort(descending=True, stable=True)
-        self._largest, rest = x[order[:EXTREME]], x[order[EXTREME:]]
+        largest = x.abs().topk(min(EXTREME, len(x))).indices
+        others = torch.ones(len(x), dtype=torch.bool)
+        others[largest] = False
+        self._largest, rest = x[largest], x[others]
         # The smallest of random keys, one for each value: every value is as likely as any other.
-        keys = torch.cat((self._keys, torch.rand(len(rest), generator=self._generator)))
-        drawn = torch.cat((self._drawn, rest))
-        chosen = keys.argsort(stable=True)[:KEPT]
+        keys = torch.rand(len(rest), generator=self._generator, dtype=torch.float64)
+        if len(self._keys) == KEPT:
+            below = keys < self._keys.max()
+            keys, rest = keys[below], rest[below]
+        keys, drawn = torch.cat((self._keys, keys)), torch.cat((self._drawn, rest))
+        chosen = keys.topk(min(KEPT, len(keys)), largest=False).indices
         self._drawn, self._keys = drawn[chosen], keys[chosen]
 
     @property

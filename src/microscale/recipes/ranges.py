@@ -10,7 +10,7 @@ Scales of products of two activations (attention) and of inputs with several sca
 groups) go on following the data; the report says where.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -252,25 +252,40 @@ def gather(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Sample]:
     Nothing is cast meanwhile, except for what is stored packed.
     """
     samples: dict[str, Sample] = {}
+
+    def see(site: Site, product: Product, x: Tensor) -> None:
+        if _why_dynamic(site):
+            return
+        try:
+            samples.setdefault(site.name, Sample()).add(x)
+        except MicroscaleError as error:
+            raise MicroscaleError(f"inputs of {site.name or 'the model'!r}: {error}") from error
+
+    watch_inputs(model, batches, see)
+    return {name: sample for name, sample in samples.items() if sample.count}
+
+
+SeeInput = Callable[[Site, Product, Tensor], None]
+"""Called with the module that runs, its product, and the input without masked positions."""
+
+
+def watch_inputs(model: nn.Module, batches: Sequence[Batch], see: SeeInput) -> None:
+    """Run a converted model on data, nothing cast, and show the inputs of all weights."""
     frames: list[Site] = []
     mask: Tensor | None = None
 
-    def see(product: Product) -> None:
-        if product.kind == "table" or not frames or _why_dynamic(frames[-1]):
+    def meet(product: Product) -> None:
+        if product.kind == "table" or not frames:
             return
-        name, x = frames[-1].name, product.source
+        x = product.source
         if mask is not None and x.dim() > 1:
             x = masked(x.reshape(1, -1, x.shape[-1]), x, mask)
-        try:
-            samples.setdefault(name, Sample()).add(x)
-        except MicroscaleError as error:
-            raise MicroscaleError(f"inputs of {name or 'the model'!r}: {error}") from error
+        see(frames[-1], product, x)
 
-    with torch.no_grad(), uncast(), _following(model, frames), watching_products(see):
+    with torch.no_grad(), uncast(), _following(model, frames), watching_products(meet):
         for batch in batches:
             mask = mask_of(batch)
             run(model, batch)
-    return {name: sample for name, sample in samples.items() if sample.count}
 
 
 @contextmanager
@@ -294,13 +309,24 @@ def _following(model: nn.Module, frames: list[Site]) -> Iterator[None]:
 
 
 def settle_inputs(
-    model: nn.Module, samples: Mapping[str, Sample], estimator: str
+    model: nn.Module,
+    samples: Mapping[str, Sample],
+    estimator: str,
+    wide: Collection[str] = (),
 ) -> tuple[Policy, tuple[InputRange, ...]]:
-    """The policy of a converted model with settled inputs, and what was settled."""
+    """The policy of a converted model with settled inputs, and what was settled.
+
+    Inputs of the modules called `wide` are left in the wider type.
+    """
     sites = {name: site for name, x in model.named_modules() if (site := site_of(x)) is not None}
     policies = {name: site.policy for name, site in sites.items() if not site.reason}
     static = []
+    for name in wide:
+        forward = replace(policies[name].forward, input=None)
+        policies[name] = replace(policies[name], forward=forward)
     for name, sample in samples.items():
+        if name in wide:
+            continue
         policy = policies[name]
         operand = policy.forward.input
         assert operand is not None
