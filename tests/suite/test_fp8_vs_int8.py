@@ -89,7 +89,7 @@ def test_report_and_picture(plain: Contest) -> None:
     assert "E4 -> W8A16" in text
     assert "inputs" in text
     json.dumps(plain.to_dict(), allow_nan=False)
-    assert len(draw(accuracies(), plain).axes) == 3
+    assert len(draw(accuracies(), plain).axes) == 7
 
 
 def test_command_without_a_model(tmp_path: Path) -> None:
@@ -99,5 +99,5 @@ def test_command_without_a_model(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     record = json.loads(path.read_text())
     assert record["contest"] is None
-    assert len(record["distributions"]) == 3
+    assert len(record["distributions"]) == 7
     assert picture.stat().st_size > 1000

@@ -33,7 +33,9 @@ class Grouped(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., out] for an input [..., in]."""
-        given = (x.index_select(-1, self.get_buffer(f"channels{i}")) for i in range(len(self.parts)))
+        given = (
+            x.index_select(-1, self.get_buffer(f"channels{i}")) for i in range(len(self.parts))
+        )
         terms = [part(x) for part, x in zip(self.parts, given, strict=True)]
         total: Tensor = torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
         return total if self.bias is None else total + self.bias

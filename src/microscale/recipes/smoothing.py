@@ -138,9 +138,7 @@ class _Trace(TorchFunctionMode):
         """Make it a mode."""
         TorchFunctionMode.__init__(self)
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Note which tensors are used outside of matrix layers."""
         result = func(*args, **(kwargs or {}))
         if not self.inside and getattr(func, "__name__", "") not in _LOOKS:

@@ -159,7 +159,9 @@ class _Run:
             yield Remedy(result, words)
         if smoothing.folded or smoothing.at_run_time:
             result, _ = judge.result("INT8, smoothed", smoothed, INT8, INT8)
-            yield Remedy(result, f"SmoothQuant of {layers} and what shares their input: {smoothing}")
+            yield Remedy(
+                result, f"SmoothQuant of {layers} and what shares their input: {smoothing}"
+            )
 
 
 def _outlying(layers: Sequence[Layer]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ batch norms are as they are or estimated again; of these, the best with inputs l
 Then inputs get a scale per tensor by minmax, running minmax, percentile or least squared error,
 integers with and without a zero point. Best is the least squared error of the model's outputs on
 the calibration data. The two choices are made one after the other because the errors of weights and
-inputs add up, nearly; the whole grid would take six times as long (docs/log.md compares them).
+inputs add up, nearly; the whole grid would take several times as long (docs/log.md compares them).
 """
 
 import copy
@@ -46,6 +46,9 @@ from microscale.tensor import BlockTensor
 WEIGHT_BLOCKS: tuple[WholeBlock, ...] = ("tensor", "channel")
 WEIGHT_ESTIMATORS = ("mse", "minmax", "percentile")
 INPUT_ESTIMATORS = ("mse", "minmax", "running", "percentile")
+
+ENOUGH = 64
+"""Estimators are chosen on the first batches that hold so many samples; ranges are from all."""
 
 
 @dataclass(slots=True, eq=False)
@@ -185,9 +188,13 @@ class Judge:
         return best
 
     def _error(self, model: nn.Module) -> float:
-        """Squared error of the outputs on calibration data, relative to their variance."""
+        """Squared error of the outputs on `ENOUGH` samples, relative to their variance."""
         lost = energy = 0.0
+        seen = 0
         for call, wide in zip(self.calls, self.wide, strict=True):
+            if seen >= ENOUGH:
+                break
+            seen += len(wide) if wide.dim() else 1
             wanted = wide.double()
             lost += float((output_of(run(model, call)).double() - wanted).square().sum())
             energy += float((wanted - wanted.mean()).square().sum())
