@@ -1,6 +1,7 @@
 """The recipe `ranges` on whole models: weights, inputs, batch norms, what is left, what is kept."""
 
 import copy
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -225,7 +226,7 @@ def test_exponent_bits_of_least_error() -> None:
     for found in report.weights:
         weight = plain.get_parameter(found.name).detach()
         errors = {
-            f"{fmt}-channel": float(
+            str(fmt): float(
                 (weight - quantize_ranged(weight, Operand(fmt), 1, "mse").dequantize())
                 .double()
                 .square()
@@ -275,7 +276,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
             raise KeyboardInterrupt
         return quantize_ranged(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("microscale.recipes.ranges.quantize_ranged", dying)
+    monkeypatch.setattr(import_module("microscale.recipes.ranges"), "quantize_ranged", dying)
     with pytest.raises(KeyboardInterrupt):
         applied(killed, policy, batch_norm=True, progress=folder)
     assert site_of(killed[0]) is None
@@ -295,7 +296,7 @@ def test_progress_of_another_run_is_refused(
     def dying(*_: object) -> BlockTensor:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("microscale.recipes.ranges.quantize_ranged", dying)
+    monkeypatch.setattr(import_module("microscale.recipes.ranges"), "quantize_ranged", dying)
     with pytest.raises(KeyboardInterrupt):
         applied(network(), "int8-channel/int8-tensor", progress=tmp_path)
     with pytest.raises(MicroscaleError, match="the progress of another run"):
