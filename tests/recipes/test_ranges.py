@@ -301,3 +301,27 @@ def test_progress_of_another_run_is_refused(
         applied(network(), "int8-channel/int8-tensor", progress=tmp_path)
     with pytest.raises(MicroscaleError, match="the progress of another run"):
         applied(network(), "int8-channel/int8-tensor", progress=tmp_path, inputs="minmax")
+
+
+def test_an_error_leaves_nothing_written(tmp_path: Path) -> None:
+    model = network()
+    with torch.no_grad():
+        model[4].get_parameter("weight")[0, 0] = torch.nan
+    with pytest.raises(MicroscaleError, match=r"weight '4\.weight': x holds 1 values"):
+        applied(model, "int8-channel/int8-tensor", progress=tmp_path / "progress")
+    with pytest.raises(MicroscaleError, match="matches no module"):
+        ranges(
+            network(),
+            Policy.of("int8-channel", "int8-tensor", ignore=("nothing",)),
+            images(),
+            progress=tmp_path / "progress",
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_few_values_for_a_percentile_are_said() -> None:
+    report = applied(network(), "int8-channel/int8-tensor", inputs="percentile")
+    assert "2 inputs have fewer than 10000 values (0 1296), so their percentile is minmax" in str(
+        report
+    )
+    assert "fewer than" not in str(applied(network(), "int8-channel/int8-tensor"))

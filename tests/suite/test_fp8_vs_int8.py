@@ -148,3 +148,23 @@ def test_command_without_a_model(tmp_path: Path) -> None:
     assert record["contest"] is None
     assert len(record["distributions"]) == 3
     assert picture.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("digits-cmn",), "Did you mean digits-cnn?"),
+        (("digits-cnn", "--limit", "0"), "--limit 0"),
+        (("digits-cnn", "--picture", "x.txt"), "ends in '.txt'"),
+        (("digits-cnn", "--text", "nowhere.txt"), "reads no text"),
+        (("digits-cnn", "--limit", "2", "--batch-size", "2"), "1 batch(es)"),
+    ],
+)
+def test_the_command_refuses_before_it_writes(
+    arguments: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "bits.json"
+    result = CliRunner().invoke(app, ["fp8-vs-int8", *arguments, "--json", str(out)])
+    assert result.exit_code == 2
+    assert words in result.output
+    assert list(tmp_path.iterdir()) == []

@@ -30,6 +30,7 @@ from microscale.nn.site import Site
 from microscale.operands import Operand, Setting
 from microscale.policy import Policy
 from microscale.ranges import (
+    TAIL,
     Estimator,
     Sample,
     check_ranged,
@@ -121,6 +122,14 @@ class Ranging:
         )
         if self.batch_norms:
             yield f"{self.batch_norms} batch norms estimated again."
+        few = [one for one in self.inputs if one.values * TAIL < 1]
+        if few and self.estimators[1] == Estimator.PERCENTILE:
+            least = min(few, key=lambda one: one.values)
+            yield (
+                f"{len(few)} inputs have fewer than {1 / TAIL:g} values "
+                f"({least.module or '(model)'} {least.values}), so their percentile is minmax: give "
+                "more data."
+            )
         for name, reason in self.dynamic.items():
             yield f"Scales follow the data: {name or '(model)'}: {reason}."
 
@@ -163,17 +172,30 @@ def ranges(
     policy = Policy.parse(policy) if isinstance(policy, str) else policy
     check_policy(policy, exponents=exponents)
     settings = policy, estimators, exponents
-    done = None if progress is None else Progress(progress, digest(model, kept, settings))
+    run = "" if progress is None else digest(model, kept, settings)
     convert(model, policy, verbose=False)
-    with undone(model), evaluating(model, 0):
+    with undone(model), _saved(progress, run) as done, evaluating(model, 0):
         settled = settle_weights(model, weights, exponents=exponents, done=done)
         norms = reestimate_batch_norms(model, kept) if batch_norm else 0
         samples = gather(model, kept)
         found, static = settle_inputs(model, samples, inputs, exponents=exponents)
         conversion = convert(model, found, verbose=False)
-    if done is not None:
-        done.remove()
     return Ranging(conversion, estimators, settled, static, norms, _dynamic(model))
+
+
+@contextmanager
+def _saved(folder: Path | None, run: str) -> Iterator[Progress | None]:
+    """Progress in a folder, which is gone at the end and after an error of the user's."""
+    if folder is None:
+        yield None
+        return
+    done = Progress(folder, run)
+    try:
+        yield done
+    except MicroscaleError:
+        done.remove()
+        raise
+    done.remove()
 
 
 def check_policy(policy: Policy, *, exponents: bool = False) -> None:

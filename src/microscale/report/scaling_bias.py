@@ -73,22 +73,31 @@ def draw(sweep: Sweep) -> "Figure":
 
 
 def _draw_kept(axes: "Axes", sweep: Sweep) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     known = [one for one in sweep.constants if not math.isnan(one.kept)]
     axes.plot(
         [one.bias or 0 for one in known],
-        [100 * one.kept for one in known],
+        [100 * (1 - one.kept) for one in known],
         "o-",
         color=PLAIN,
         label="one constant",
     )
-    axes.axhline(100 * HOLDS, color=GREY, linewidth=1, linestyle="--", label=f"{HOLDS:.1%}")
-    axes.axhline(100 * sweep.amax.kept, color=PAIR, linewidth=1, label="FP8-AMAX")
+    lost = 100 * (1 - HOLDS)
+    axes.axhline(lost, color=GREY, linewidth=1, linestyle="--", label=f"{lost:.1f} %")
+    amax = 100 * (1 - sweep.amax.kept)
+    axes.axhline(amax, color=PAIR, linewidth=1, label="FP8-AMAX")
     if sweep.range is not None:
         low, high = sweep.range
         axes.axvspan(low - 0.5, high + 0.5, color=PLAIN, alpha=0.1, linewidth=0)
-    axes.set_ylabel(f"share kept of the score ({sweep.metric}), %")
-    axes.set_title(f"{sweep.model}: {sweep.summary}", fontsize=10, loc="left")
-    axes.legend(frameon=False, fontsize=8, loc="lower center")
+    # Linear up to what may be lost, so that gains and small losses are seen beside large ones.
+    axes.set_yscale("symlog", linthresh=2 * lost)
+    axes.set_ylim(top=100)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel(f"lost of the score ({sweep.metric}), %")
+    axes.set_title(f"{sweep.model}: {sweep.summary}", fontsize=10, loc="left", wrap=True)
+    axes.legend(frameon=False, fontsize=8, loc="upper center")
 
 
 def _draw_found(axes: "Axes", sweep: Sweep) -> None:
