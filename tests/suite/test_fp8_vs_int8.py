@@ -157,7 +157,7 @@ def test_command_without_a_model(tmp_path: Path) -> None:
         (("digits-cnn", "--limit", "0"), "--limit 0"),
         (("digits-cnn", "--picture", "x.txt"), "ends in '.txt'"),
         (("digits-cnn", "--text", "nowhere.txt"), "reads no text"),
-        (("digits-cnn", "--limit", "2", "--batch-size", "2"), "1 batch(es)"),
+        (("stdlib-gpt", "--limit", "2", "--batch-size", "2"), "1 batch(es)"),
     ],
 )
 def test_the_command_refuses_before_it_writes(

@@ -127,8 +127,8 @@ class Ranging:
             least = min(few, key=lambda one: one.values)
             yield (
                 f"{len(few)} inputs have fewer than {1 / TAIL:g} values "
-                f"({least.module or '(model)'} {least.values}), so their percentile is minmax: give "
-                "more data."
+                f"({least.module or '(model)'} {least.values}), so their percentile is minmax; "
+                "give more data."
             )
         for name, reason in self.dynamic.items():
             yield f"Scales follow the data: {name or '(model)'}: {reason}."
