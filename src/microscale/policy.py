@@ -201,7 +201,8 @@ class Policy:
 
     def __str__(self) -> str:
         """Return the spelling that `parse` reads, marked where the policy holds more than that."""
-        formats = [x and x.format for x in (self.forward.weight, self.forward.input)]
+        operands = (self.forward.weight, self.forward.input)
+        formats = [None if x is None else x.format for x in operands]
         weight, activation = (str(x) if x else WIDE for x in formats)
         pair = weight if weight == activation else f"{weight}/{activation}"
         profiles = [name for name in PROFILES if self == Policy.named(name, *formats)]

@@ -139,8 +139,8 @@ def least_error(rows: Tensor, fmt: BlockFormat, weights: Tensor | None = None) -
 def _candidates(low: Tensor, high: Tensor, fmt: BlockFormat) -> Iterator[Scales]:
     """The scales of `CANDIDATES`, all found at once."""
     fractions = torch.tensor(CANDIDATES, dtype=low.dtype, device=low.device).unsqueeze(1)
-    ends = ((fractions * end.T).reshape(-1, 1) for end in (low, high))
-    every = scales_of(*ends, fmt)
+    lows, highs = ((fractions * end.T).reshape(-1, 1) for end in (low, high))
+    every = scales_of(lows, highs, fmt)
     zeros = [None] * len(CANDIDATES) if every.zero is None else every.zero.chunk(len(CANDIDATES))
     for block, zero in zip(every.block.chunk(len(CANDIDATES)), zeros, strict=True):
         yield Scales(block, None, zero)

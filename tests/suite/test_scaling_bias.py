@@ -35,7 +35,8 @@ pytest.importorskip("scipy")
 def values(seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     power = float(torch.randint(-20, 20, (1,), generator=generator))
-    return torch.randn(64, generator=generator) * 2.0**power
+    x: Tensor = torch.randn(64, generator=generator) * 2.0**power
+    return x
 
 
 @pytest.mark.parametrize(("element", "largest"), [("e4m3fnuz", 240), ("e4m3", 448)])
@@ -125,8 +126,15 @@ def test_a_constant_is_what_its_policy_does(sweep: Sweep) -> None:
     (one,) = (c for c in sweep.constants if c.bias == 9)
     model = network()
     convert(model, one.policy, verbose=False)
-    right = torch.cat([(p.logits.argmax(-1) == p.targets).double() for p in evaluate(model)])
+    batches = list(evaluate(model))
+    best, targets = (torch.cat(parts) for parts in zip(*map(_answers, batches), strict=True))
+    right = torch.eq(best, targets).double()
     assert one.figures.metric.value == float(right.mean())
+
+
+def _answers(predictions: Predictions) -> tuple[Tensor, Tensor]:
+    assert predictions.targets is not None
+    return predictions.logits.argmax(-1), predictions.targets
 
 
 def test_biases_of_amax(sweep: Sweep) -> None:
@@ -145,7 +153,8 @@ def test_scores() -> None:
 
 def test_the_head_of_a_language_model_is_left() -> None:
     model = network()
-    model.get_output_embeddings = lambda: model[2]  # type: ignore[assignment]
+    last = model.get_submodule("2")
+    model.get_output_embeddings = lambda: last  # type: ignore[assignment]
     assert head_of(model) == ("2",)
     assert head_of(network()) == ()
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from microscale.report.quality import GREY, interval
 from microscale.suite.accuracy import ELEMENTS, Accuracy
@@ -11,7 +11,7 @@ from microscale.suite.outliers import EDGES, Layer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 
 COLORS = dict(zip(ELEMENTS, ("#1f5fa8", "#3a8a5b", "#c9a227", "#d1622b", "#8b5aa5"), strict=True))
@@ -32,12 +32,12 @@ def draw(found: Sequence[Accuracy], contest: Contest | None) -> "Figure":
         )
         tall = 1.4 + 0.16 * max(len(inputs), len(weights), 8)
         figure = Figure(figsize=(18.0, 4.6 + tall), layout="constrained")
-        rows = figure.subfigures(2, 1, height_ratios=(4.6, tall))
-        plain = list(rows[0].subplots(1, 3))
+        upper, lower = _halves(figure, 4.6, tall)
+        plain = list(upper.subplots(1, 3))
         _draw_distributions(plain[0], found)
         _draw_results(plain[1], contest)
         _draw_layers(plain[2], contest)
-        maps = rows[1].subplots(1, 2)
+        maps = lower.subplots(1, 2)
         _draw_histograms(maps[0], inputs, "inputs", contest.outlying)
         _draw_histograms(maps[1], weights, "weights", ())
     for one in plain:
@@ -45,6 +45,11 @@ def draw(found: Sequence[Accuracy], contest: Contest | None) -> "Figure":
         one.set_axisbelow(True)
         one.spines[["right", "top"]].set_visible(False)
     return figure
+
+
+def _halves(figure: "Figure", *heights: float) -> "tuple[SubFigure, SubFigure]":
+    halves: Any = figure.subfigures(2, 1, height_ratios=heights)
+    return halves[0], halves[1]
 
 
 def _draw_histograms(

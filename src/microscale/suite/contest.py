@@ -143,3 +143,8 @@ class Contest:
             won = remedy.won_back(self.int8)
             said = "nothing was lost" if math.isnan(won) else f"wins back {won:.0%}"
             yield f"{remedy.result.row.format}: {said} ({remedy.about})"
+        if len(self.remedies) == 1:
+            yield (
+                "Groups of channels and SmoothQuant are for linear layers with weights of their "
+                "own, and none of these is one."
+            )
