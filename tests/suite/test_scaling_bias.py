@@ -144,6 +144,11 @@ def test_biases_of_amax(sweep: Sweep) -> None:
     assert sum(sweep.found["input"].values()) == 2 * 4
 
 
+def test_too_few_units_are_said(sweep: Sweep) -> None:
+    assert sweep.units < 200
+    assert f"One of {sweep.units} units is" in plain(table(sweep), 150)
+
+
 def test_scores() -> None:
     assert score("accuracy", 0.45, 0.5) == pytest.approx(0.9)
     assert score("perplexity", 10.0, 9.0) == pytest.approx(0.9)

@@ -11,7 +11,7 @@ they are; of an error rate, what is right (1 - rate); of a perplexity, its recip
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from microscale.spelling import get_block_format
 from microscale.suite.coverage import Recorder
 from microscale.suite.measure import Measured, Reference
 from microscale.suite.rows import Figures
-from microscale.suite.task import Evaluate, Task
+from microscale.suite.task import SHARES, Evaluate, Task
 from microscale.suite.trial import Progress, Trial
 from microscale.watch import watching
 
@@ -256,7 +256,7 @@ class _Run:
             constants=tuple(constants),
             found={operand: dict(sorted(counts.items())) for operand, counts in found.items()},
             left=self.head,
-            notes=task.notes,
+            notes=(*_too_few(base), *task.notes),
         )
 
     def _measured(self, bias: int | None, base: Measured, known: Reference | None) -> Constant:
@@ -268,6 +268,17 @@ class _Run:
         figures = Figures.of(measured, base)
         kept = score(base.metric, figures.metric.value, base.headline().value)
         return Constant(bias, f"{profile}:{fmt}", figures, kept)
+
+
+def _too_few(base: Measured) -> Iterator[str]:
+    """A sentence if one unit more or less decides whether a share holds."""
+    right = base.headline().value
+    right = 1 - right if base.metric in WORST else right
+    if base.metric in SHARES and right > 0 and 1 / (base.units * right) > 1 - HOLDS:
+        yield (
+            f"One of {base.units} units is {1 / (base.units * right):.1%} of the score, more than "
+            f"the {1 - HOLDS:.1%} that may be lost: give more data."
+        )
 
 
 def score(metric: str, value: float, reference: float) -> float:
