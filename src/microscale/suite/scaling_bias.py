@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from torch import Tensor, nn
 
@@ -89,29 +90,23 @@ class Sweep:
 
     @property
     def range(self) -> tuple[int, int] | None:
-        """The first and last of the constants around the best one that hold; None if it does not.
-
-        All between them hold.
-        """
-        return self._around(HOLDS)
+        """The first and last of the longest run of constants that hold; None if none does."""
+        return self._longest(HOLDS)
 
     @property
     def range_of_amax(self) -> tuple[int, int] | None:
         """The same against the score of FP8-AMAX: what a constant loses beside a scale for each."""
-        return self._around(HOLDS * self.amax.kept)
+        return self._longest(HOLDS * self.amax.kept)
 
-    def _around(self, limit: float) -> tuple[int, int] | None:
-        """The constants around the best that keep so much; None if it does not, either."""
-        best = max(self.constants, key=lambda c: -math.inf if math.isnan(c.kept) else c.kept)
-        if not best.kept >= limit or best.bias is None:
-            return None
-        holding = {c.bias for c in self.constants if c.kept >= limit}
-        low = high = best.bias
-        while low - 1 in holding:
-            low -= 1
-        while high + 1 in holding:
-            high += 1
-        return low, high
+    def _longest(self, limit: float) -> tuple[int, int] | None:
+        """The longest run of constants that keep so much, the first of equals."""
+        runs = [
+            [one.bias or 0 for one in run]
+            for keeps, run in groupby(self.constants, lambda one: one.kept >= limit)
+            if keeps
+        ]
+        longest = max(runs, key=len, default=None)
+        return None if longest is None else (longest[0], longest[-1])
 
     @property
     def summary(self) -> str:
