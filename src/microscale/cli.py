@@ -236,6 +236,43 @@ def fp8_vs_int8(
 
 
 @app.command()
+def scaling_bias(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model as in compare.")],
+    *,
+    element: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="e4m3fnuz (bias 8, largest 240, as the paper) or OCP's e4m3."
+        ),
+    ] = "e4m3fnuz",
+    text: Text = None,
+    limit: Limit = None,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    json_file: JsonFile = None,
+    picture: Picture = None,
+) -> None:
+    """Show which constant scaling biases of FP8 hold a model's score (arXiv 2309.17224)."""
+    with _clean_exit():
+        from microscale.commands.scaling_bias import run_scaling_bias
+
+        run_scaling_bias(
+            model,
+            element=element,
+            text=text,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            json_file=json_file,
+            picture=picture,
+        )
+
+
+@app.command()
 def quantize(  # noqa: PLR0913  (its options)
     model: Annotated[
         str,
@@ -295,6 +332,12 @@ def quantize(  # noqa: PLR0913  (its options)
         bool,
         typer.Option("--batch-norm", help="With ranges: estimate batch norms again."),
     ] = False,
+    exponents: Annotated[
+        bool,
+        typer.Option(
+            "--exponents", help="With ranges: search the exponent bits of each weight and input."
+        ),
+    ] = False,
     limit: Limit = None,
     batch_size: BatchSize = None,
     seed: Seed = 0,
@@ -319,6 +362,7 @@ def quantize(  # noqa: PLR0913  (its options)
             weight_range=weight_range,
             input_range=input_range,
             batch_norm=batch_norm,
+            exponents=exponents,
             limit=limit,
             batch_size=batch_size,
             seed=seed,

@@ -59,7 +59,7 @@ from microscale.operands import (
     read_settings,
     table,
 )
-from microscale.profiles import PROFILES, USUAL
+from microscale.profiles import FORMATS, PROFILES, USUAL
 
 _BACKWARD = ("dgrad.", "wgrad.")
 
@@ -104,6 +104,7 @@ class Policy:
         *,
         storage: Spelling = "weight",
         cache: Spelling = None,
+        matmul: Spelling = "activation",
         convolution: str = "channels",
         vector: str = "float32",
         scores: bool = True,
@@ -116,10 +117,11 @@ class Policy:
 
         Args:
             weight: of forward.weight, and of dgrad.weight if there is a `grad`.
-            activation: of forward.input and both sides of matmul, and of wgrad.input likewise.
+            activation: of forward.input, and of wgrad.input likewise.
             grad: of dgrad.grad and wgrad.grad; None leaves the backward pass in the wider type.
             storage: of embedding tables; the weight's by default.
             cache: of the keys and values that a generating model keeps.
+            matmul: of both sides of products of two activations; the activation's by default.
             convolution: whether blocks run along "channels" or the whole "window".
             vector: the type that vector operations deliver, "float32", "bfloat16" or
                 "bfloat16_away" (ties away from zero).
@@ -133,9 +135,10 @@ class Policy:
         Raises:
             MicroscaleError: formats, keywords or paths that are not known.
         """
+        pair = activation if matmul == "activation" else matmul
         data: dict[str, object] = {
             "forward": {"input": activation, "weight": weight},
-            "matmul": {"scores": scores, "values": values},
+            "matmul": {"left": pair, "right": pair, "scores": scores, "values": values},
             "storage": weight if storage == "weight" else storage,
             "cache": cache,
             "convolution": convolution,
@@ -157,22 +160,29 @@ class Policy:
         grad: Spelling = None,
         **further: Any,
     ) -> "Policy":
-        """Fill all operands as `of` does, with the settings of one of `PROFILES` ("ocp", "paper").
+        """Fill all operands as `of` does, with the settings of one of `PROFILES`.
 
-        `further` are keywords of `of`, which come before the profile's. Raises MicroscaleError.
+        These are "ocp", "paper", "fp8_amax" and "fp8_cscale"; without formats the last two take
+        those of `FORMATS`. `further` are keywords of `of`, which come before the profile's. Raises
+        MicroscaleError.
         """
         if profile not in PROFILES:
             near = near_names(profile, PROFILES)
             raise MicroscaleError(f"profile {profile!r} is not known.{near}")
+        if weight is None and activation is None:
+            weight = activation = FORMATS.get(profile)
         return cls.of(weight, activation, grad, **{**PROFILES[profile], **further})
 
     @classmethod
     def parse(cls, spelling: str) -> "Policy":
         """Read a pair `weight/activation`, or one format for both; "fp32" is not quantized.
 
-        A profile may stand before it, as in `paper:mxfp4/mxfp6_e2m3`. Raises MicroscaleError for
-        profiles and formats that are not known, and formats that activations cannot have.
+        A profile may stand before it, as in `paper:mxfp4/mxfp6_e2m3`, and one with formats of its
+        own alone (`fp8_amax`). Raises MicroscaleError for profiles and formats that are not known,
+        and formats that activations cannot have.
         """
+        if (name := spelling.strip().lower()) in FORMATS:
+            return cls.named(name)
         profile, colon, pair = spelling.rpartition(":")
         return cls.named(profile.strip().lower() if colon else USUAL, *_pair(pair))
 
@@ -191,13 +201,19 @@ class Policy:
 
     def __str__(self) -> str:
         """Return the spelling that `parse` reads, marked where the policy holds more than that."""
-        formats = [x and x.format for x in (self.forward.weight, self.forward.input)]
+        operands = (self.forward.weight, self.forward.input)
+        formats = [None if x is None else x.format for x in operands]
         weight, activation = (str(x) if x else WIDE for x in formats)
         pair = weight if weight == activation else f"{weight}/{activation}"
-        for profile in PROFILES:
-            if self == Policy.named(profile, *formats):
-                return pair if profile == USUAL else f"{profile}:{pair}"
-        return f"{pair} (with further settings)"
+        profiles = [name for name in PROFILES if self == Policy.named(name, *formats)]
+        if not profiles:
+            return f"{pair} (with further settings)"
+        if own := [name for name in profiles if pair == FORMATS.get(name)]:
+            return own[0]
+        # fp8_amax and fp8_cscale differ in formats alone: a scale that is settled, or not.
+        settled = any(x is not None and x.scale.value is not None for x in formats)
+        profile = profiles[-1 if settled else 0]
+        return pair if profile == USUAL else f"{profile}:{pair}"
 
     def setting(self, path: str) -> Setting:
         """Return what stands at one of `SETTINGS`, such as "forward.input"."""
@@ -211,11 +227,8 @@ class Policy:
 
     def at(self, name: str) -> "Policy":
         """Return the policy of the module called `name`: overrides applied and done with."""
-        policy = replace(self, ignore=(), overrides=())
-        for pattern, settings in self.overrides:
-            if covers(pattern, name):
-                policy = _with(policy, settings)
-        return policy
+        found = [settings for pattern, settings in self.overrides if covers(pattern, name)]
+        return _with(replace(self, ignore=(), overrides=()), (s for each in found for s in each))
 
     @property
     def rounds_vectors(self) -> bool:
@@ -319,11 +332,12 @@ def _override(pattern: str, value: object, laws: Mapping[str, str]) -> Settings:
 
 
 def _with(policy: Policy, settings: Iterable[tuple[str, Setting]]) -> Policy:
+    changed: dict[str, Any] = {}
     for path, setting in settings:
         section, _, key = path.partition(".")
-        value: Any = replace(getattr(policy, section), **{key: setting}) if key else setting
-        policy = replace(policy, **{section: value})
-    return policy
+        held = changed.get(section, getattr(policy, section))
+        changed[section] = replace(held, **{key: setting}) if key else setting
+    return replace(policy, **changed) if changed else policy
 
 
 def _patterns(place: str, value: object) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ from typing import Any
 USUAL = "ocp"
 """The profile of a spelling that names none."""
 
+_LINEAR_ALONE = {"storage": None, "matmul": None}
+
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     # OCP MX v1.0: ties to even, float32 subnormals are numbers, vector operations as they are.
     "ocp": {},
@@ -22,4 +24,16 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         "vector": "bfloat16_away",
         "storage": None,
     },
+    # arXiv 2309.17224: products with weights alone in FP8, each tensor scaled by 2^b (b is minus
+    # the exponent of the scale here). FP8-AMAX: b = floor(log2(largest / amax)) of each tensor.
+    "fp8_amax": _LINEAR_ALONE,
+    # FP8-CSCALE: one constant for all tensors; name another one as in
+    # fp8_cscale:fp8_e4m3fnuz-tensor-at0.25 (b = 2).
+    "fp8_cscale": _LINEAR_ALONE,
 }
+
+FORMATS: Mapping[str, str] = {
+    "fp8_amax": "fp8_e4m3fnuz-tensor-pow2-rceil",
+    "fp8_cscale": "fp8_e4m3fnuz-tensor-at1",
+}
+"""The format of weights and activations of a profile that is named without one."""

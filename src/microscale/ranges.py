@@ -10,13 +10,16 @@ running average of momentum 0.9.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from microscale.cast import cast
 from microscale.errors import MicroscaleError
-from microscale.formats import UNIT, BlockFormat, settled_scale
+from microscale.formats import UNIT, BlockFormat, float_format, settled_scale
 from microscale.kernels import reference
 from microscale.kernels.plan import Plan
 from microscale.kernels.plan import plan as make_plan
@@ -31,6 +34,9 @@ MOMENTUM = 0.9
 
 TAIL = 1e-4
 """Share of the values that a percentile leaves beyond either end of the range."""
+
+MOST_EXPONENT_BITS = 5
+"""How many exponent bits are tried at most: those of E5M2, as arXiv 2303.17951 does."""
 
 CANDIDATES = tuple(0.1 + 0.01 * i for i in range(111))
 """The fractions of the whole range that are tried for the least squared error."""
@@ -53,6 +59,34 @@ def check_ranged(fmt: BlockFormat) -> None:
             f"format {fmt} has {reason}, so there is no range to estimate; use one such as "
             "int8-channel or fp8_e4m3-tensor."
         )
+
+
+def with_any_exponent(fmt: BlockFormat) -> tuple[BlockFormat, ...]:
+    """The formats that differ from `fmt` in how many bits of its elements are exponent, 2 or more.
+
+    `fmt` itself is the first, so that it wins a tie. Raises MicroscaleError for integers, fixed
+    biases and elements that have no choice.
+    """
+    element = fmt.element
+    if element.is_integer:
+        raise MicroscaleError(
+            f"format {fmt} has no exponent bits to search; use floats, such as fp8_e4m3fnuz-tensor."
+        )
+    usual = float_format(element.exponent_bits, element.mantissa_bits, element.specials)
+    if usual != element:
+        raise MicroscaleError(
+            f"format {fmt} has the bias {element.bias}, which other numbers of exponent bits do "
+            "not have; leave the bias away."
+        )
+    others = []
+    for exponent in range(2, MOST_EXPONENT_BITS + 1):
+        mantissa = element.code_bits - exponent
+        if mantissa > 0 and exponent != element.exponent_bits:
+            made = float_format(exponent, mantissa, element.specials)
+            others.append(replace(fmt, element=made))
+    if not others:
+        raise MicroscaleError(f"format {fmt} has one number of exponent bits alone.")
+    return (fmt, *others)
 
 
 def scales_of(low: Tensor, high: Tensor, fmt: BlockFormat) -> Scales:
@@ -89,8 +123,7 @@ def least_error(rows: Tensor, fmt: BlockFormat, weights: Tensor | None = None) -
     """
     low, high = extremes(rows)
     best, least = None, torch.full_like(low, math.inf, dtype=torch.float64)
-    for fraction in CANDIDATES:
-        scales = scales_of(low * fraction, high * fraction, fmt)
+    for scales in _candidates(low, high, fmt):
         values = reference.times(reference.rounded(rows, scales, _plan(fmt)), scales)
         squares = (rows.double() - values.double()).square()
         if weights is not None:
@@ -103,6 +136,16 @@ def least_error(rows: Tensor, fmt: BlockFormat, weights: Tensor | None = None) -
     return best
 
 
+def _candidates(low: Tensor, high: Tensor, fmt: BlockFormat) -> Iterator[Scales]:
+    """The scales of `CANDIDATES`, all found at once."""
+    fractions = torch.tensor(CANDIDATES, dtype=low.dtype, device=low.device).unsqueeze(1)
+    lows, highs = ((fractions * end.T).reshape(-1, 1) for end in (low, high))
+    every = scales_of(lows, highs, fmt)
+    zeros = [None] * len(CANDIDATES) if every.zero is None else every.zero.chunk(len(CANDIDATES))
+    for block, zero in zip(every.block.chunk(len(CANDIDATES)), zeros, strict=True):
+        yield Scales(block, None, zero)
+
+
 def _where(chosen: Tensor, scales: Scales, others: Scales) -> Scales:
     zero = None
     if scales.zero is not None and others.zero is not None:
@@ -110,6 +153,7 @@ def _where(chosen: Tensor, scales: Scales, others: Scales) -> Scales:
     return Scales(torch.where(chosen, scales.block, others.block), None, zero)
 
 
+@lru_cache(maxsize=256)
 def _plan(fmt: BlockFormat) -> Plan:
     """Rows [blocks, values] that each share a scale; infinities are checked for elsewhere."""
     return Plan(replace(fmt, block="token"), 1, Options(nonfinite=Nonfinite.ELEMENT))
@@ -194,7 +238,7 @@ class Sample:
     running: tuple[float, float] | None = None
     _largest: Tensor = field(default_factory=lambda: torch.empty(0))
     _drawn: Tensor = field(default_factory=lambda: torch.empty(0))
-    _keys: Tensor = field(default_factory=lambda: torch.empty(0))
+    _keys: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
     _generator: torch.Generator | None = None
     _settled: dict[tuple[BlockFormat, Estimator], BlockFormat] = field(default_factory=dict)
 
@@ -222,12 +266,17 @@ class Sample:
         if self._generator is None:
             self._generator = torch.Generator().manual_seed(self.seed)
         x = torch.cat((self._largest, x))
-        order = x.abs().argsort(descending=True, stable=True)
-        self._largest, rest = x[order[:EXTREME]], x[order[EXTREME:]]
+        largest = x.abs().topk(min(EXTREME, len(x))).indices
+        others = torch.ones(len(x), dtype=torch.bool)
+        others[largest] = False
+        self._largest, rest = x[largest], x[others]
         # The smallest of random keys, one for each value: every value is as likely as any other.
-        keys = torch.cat((self._keys, torch.rand(len(rest), generator=self._generator)))
-        drawn = torch.cat((self._drawn, rest))
-        chosen = keys.argsort(stable=True)[:KEPT]
+        keys = torch.rand(len(rest), generator=self._generator, dtype=torch.float64)
+        if len(self._keys) == KEPT:
+            below = keys < self._keys.max()
+            keys, rest = keys[below], rest[below]
+        keys, drawn = torch.cat((self._keys, keys)), torch.cat((self._drawn, rest))
+        chosen = keys.topk(min(KEPT, len(keys)), largest=False).indices
         self._drawn, self._keys = drawn[chosen], keys[chosen]
 
     @property
@@ -262,6 +311,16 @@ class Sample:
         if key not in self._settled:
             self._settled[key] = self._settle(fmt, estimator)
         return self._settled[key]
+
+    def settle_any(self, formats: Sequence[BlockFormat], estimator: str | Estimator) -> BlockFormat:
+        """Of several formats the first whose settled scale has the least squared error."""
+        return min((self.settle(fmt, estimator) for fmt in formats), key=self.error)
+
+    def error(self, fmt: BlockFormat) -> float:
+        """The sum of squared errors of all values under a settled format."""
+        values = self.values
+        squares = (values.double() - cast(values, fmt).double()).square()
+        return float((squares * self.weights).sum())
 
     def _settle(self, fmt: BlockFormat, estimator: Estimator) -> BlockFormat:
         scales = self._scales(fmt, estimator)

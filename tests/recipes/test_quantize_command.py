@@ -155,6 +155,7 @@ def test_ranges(text: Path, tmp_path: Path) -> None:
         (("--input-range", "mse"), "--input-range is for --method ranges, not 'error_diffusion'"),
         (("--method", "ranges", "--order"), "--order is for methods that solve"),
         (("--method", "ranges", "--input-range", "mae"), "--input-range 'mae' is not known"),
+        (("--exponents",), "--exponents is for --method ranges, not 'error_diffusion'"),
     ],
 )
 def test_options_of_other_methods(options: tuple[str, ...], message: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The recipe `ranges` on whole models: weights, inputs, batch norms, what is left, what is kept."""
 
 import copy
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -208,3 +209,119 @@ def test_a_fixed_bias_needs_no_range() -> None:
     convert(plain, "int8-channel/fp8_e4m3fnuz-tensor-unit", verbose=False)
     x = images()[0]
     assert torch.equal(model(x), plain(x))
+
+
+FLOATS = "fp8_e4m3fnuz-channel/fp8_e4m3fnuz-tensor"
+
+
+def test_exponent_bits_of_least_error() -> None:
+    """Each weight and input against all four formats by hand."""
+    model, plain = network(), network()
+    with torch.no_grad():
+        for one in (model, plain):
+            one[4].get_parameter("weight")[0] *= 0.001
+            one[4].get_parameter("weight")[:, 0] *= 1000
+    report = applied(model, FLOATS, exponents=True)
+    formats = [f"fp8_e{e}m{7 - e}fnuz" for e in (4, 2, 3, 5)]
+    for found in report.weights:
+        weight = plain.get_parameter(found.name).detach()
+        errors = {
+            str(fmt): float(
+                (weight - quantize_ranged(weight, Operand(fmt), 1, "mse").dequantize())
+                .double()
+                .square()
+                .sum()
+            )
+            for fmt in (get_block_format(f"{name}-channel") for name in formats)
+        }
+        assert found.format == min(errors, key=errors.__getitem__)
+    assert len({found.format for found in report.weights}) == 2
+    sample = Sample()
+    for x in images():
+        sample.add(x)
+    tried = [sample.settle(get_block_format(f"{name}-tensor"), "mse") for name in formats]
+    best = min(tried, key=lambda f: float((images_flat() - cast(images_flat(), f)).square().sum()))
+    assert report.inputs[0].format == str(best)
+    assert model(images()[0]).isfinite().all()
+
+
+def images_flat() -> Tensor:
+    return torch.stack(images()).double().flatten().float()
+
+
+@pytest.mark.parametrize(
+    ("policy", "what"),
+    [
+        ("int8-channel/fp8_e4m3fnuz-tensor", "forward.weight: format int8-channel has no exponent"),
+        ("fp8_e4m3b9fnuz-tensor", "has the bias 9"),
+        ("fp3_e2m0-tensor", "fp3_e2m0-tensor has one number"),
+    ],
+)
+def test_formats_without_a_choice_of_exponents_are_refused(policy: str, what: str) -> None:
+    with pytest.raises(MicroscaleError, match=what):
+        applied(network(), policy, exponents=True)
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed, again = network(), network(), network()
+    policy = "int8-channel/int8-tensor-zero_point"
+    report = applied(whole, policy, batch_norm=True)
+    folder, calls = tmp_path / "progress", []
+
+    def dying(*args: object) -> BlockTensor:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return quantize_ranged(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(import_module("microscale.recipes.ranges"), "quantize_ranged", dying)
+    with pytest.raises(KeyboardInterrupt):
+        applied(killed, policy, batch_norm=True, progress=folder)
+    assert site_of(killed[0]) is None
+    resumed = applied(again, policy, batch_norm=True, progress=folder)
+    assert len(calls) == 3  # the first weight, the second killed, the second again
+    assert resumed.to_dict() == report.to_dict()
+    for name, model in (("whole", whole), ("again", again)):
+        save(model, tmp_path / f"{name}.safetensors")
+    files = [(tmp_path / f"{name}.safetensors").read_bytes() for name in ("whole", "again")]
+    assert files[0] == files[1]
+    assert not folder.exists()
+
+
+def test_progress_of_another_run_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dying(*_: object) -> BlockTensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module("microscale.recipes.ranges"), "quantize_ranged", dying)
+    with pytest.raises(KeyboardInterrupt):
+        applied(network(), "int8-channel/int8-tensor", progress=tmp_path)
+    with pytest.raises(MicroscaleError, match="the progress of another run"):
+        applied(network(), "int8-channel/int8-tensor", progress=tmp_path, inputs="minmax")
+
+
+def test_an_error_leaves_nothing_written(tmp_path: Path) -> None:
+    model = network()
+    with torch.no_grad():
+        model[4].get_parameter("weight")[0, 0] = torch.nan
+    with pytest.raises(MicroscaleError, match=r"weight '4\.weight': x holds 1 values"):
+        applied(model, "int8-channel/int8-tensor", progress=tmp_path / "progress")
+    with pytest.raises(MicroscaleError, match="matches no module"):
+        ranges(
+            network(),
+            Policy.of("int8-channel", "int8-tensor", ignore=("nothing",)),
+            images(),
+            progress=tmp_path / "progress",
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_few_values_for_a_percentile_are_said() -> None:
+    report = applied(network(), "int8-channel/int8-tensor", inputs="percentile")
+    assert "2 inputs have fewer than 10000 values (0 1296), so their percentile is minmax" in str(
+        report
+    )
+    assert "fewer than" not in str(applied(network(), "int8-channel/int8-tensor"))

@@ -24,7 +24,7 @@ REPORT = "calibration.json"
 POLICY = "policy.toml"
 PROGRESS = ".progress"
 RANGES = "ranges"
-RANGE_OPTIONS = ("--weight-range", "--input-range", "--batch-norm")
+RANGE_OPTIONS = ("--weight-range", "--input-range", "--batch-norm", "--exponents")
 USUAL = {"scales": "mse", "settle": "entered", "order": False, "sweeps": None}
 """The options of methods that solve, as they are when none is given."""
 
@@ -47,6 +47,7 @@ def run_quantize(  # noqa: PLR0913  (the command's options)
     weight_range: str | None,
     input_range: str | None,
     batch_norm: bool,
+    exponents: bool,
     limit: int | None,
     batch_size: int | None,
     seed: int,
@@ -61,7 +62,8 @@ def run_quantize(  # noqa: PLR0913  (the command's options)
     setting = Setting.parse(
         limit=limit, batch_size=batch_size, seed=seed, device=device, dtype=dtype
     )
-    ranging = {"weights": weight_range, "inputs": input_range, "batch_norm": batch_norm}
+    ranging: dict[str, Any] = {"weights": weight_range, "inputs": input_range}
+    ranging |= {"batch_norm": batch_norm, "exponents": exponents}
     solving: dict[str, Any] = {"scales": scales, "settle": settle, "order": order, "sweeps": sweeps}
     _check_method(method, ranging, solving)
     chosen = _policy(fmt, policy)
@@ -72,7 +74,10 @@ def run_quantize(  # noqa: PLR0913  (the command's options)
         calibration: Calibration | Ranging
         if method == RANGES:
             given: Any = {name: value for name, value in ranging.items() if value is not None}
-            calibration = ranges(found.model, chosen, found.batches, **given)
+            report("ranges", 0, None)
+            calibration = ranges(
+                found.model, chosen, found.batches, **given, progress=out / PROGRESS
+            )
             chosen = calibration.conversion.policy
         else:
             calibration = error_diffusion(

@@ -10,9 +10,10 @@ Scales of products of two activations (attention) and of inputs with several sca
 groups) go on following the data; the report says where.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,10 +29,18 @@ from microscale.ledger import text_table
 from microscale.nn.site import Site
 from microscale.operands import Operand, Setting
 from microscale.policy import Policy
-from microscale.ranges import Estimator, Sample, check_ranged, quantize_ranged
+from microscale.ranges import (
+    TAIL,
+    Estimator,
+    Sample,
+    check_ranged,
+    quantize_ranged,
+    with_any_exponent,
+)
 from microscale.recipes.batch import Batch, mask_of, read, run
 from microscale.recipes.packing import Places
 from microscale.recipes.part import masked
+from microscale.recipes.progress import Progress, digest
 from microscale.scope import site_of
 from microscale.suite.measure import evaluating
 from microscale.survey import weights as weights_of
@@ -113,6 +122,14 @@ class Ranging:
         )
         if self.batch_norms:
             yield f"{self.batch_norms} batch norms estimated again."
+        few = [one for one in self.inputs if one.values * TAIL < 1]
+        if few and self.estimators[1] == Estimator.PERCENTILE:
+            least = min(few, key=lambda one: one.values)
+            yield (
+                f"{len(few)} inputs have fewer than {1 / TAIL:g} values "
+                f"({least.module or '(model)'} {least.values}), so their percentile is minmax; "
+                "give more data."
+            )
         for name, reason in self.dynamic.items():
             yield f"Scales follow the data: {name or '(model)'}: {reason}."
 
@@ -125,6 +142,8 @@ def ranges(
     weights: str = "mse",
     inputs: str = "mse",
     batch_norm: bool = False,
+    exponents: bool = False,
+    progress: Path | None = None,
 ) -> Ranging:
     """Convert a model, its scales settled by the ranges of its weights and of calibration data.
 
@@ -136,6 +155,10 @@ def ranges(
         inputs: that of inputs.
         batch_norm: whether mean and variance of batch norms are estimated again from the data,
             after the weights are rounded.
+        exponents: whether each weight and each input gets the number of exponent bits of the least
+            squared error, from 2 to 5, at the width of its format.
+        progress: a folder for the weights packed so far: the same call, after this one was killed,
+            goes on where it was and ends with the same bits. Emptied at the end.
 
     Returns:
         What was settled, and what was left.
@@ -147,30 +170,52 @@ def ranges(
     estimators = str(Estimator(weights)), str(Estimator(inputs))
     kept = read(batches)
     policy = Policy.parse(policy) if isinstance(policy, str) else policy
-    check_policy(policy)
+    check_policy(policy, exponents=exponents)
+    settings = policy, estimators, exponents
+    run = "" if progress is None else digest(model, kept, settings)
     convert(model, policy, verbose=False)
-    with undone(model), evaluating(model, 0):
-        settled = settle_weights(model, weights)
+    with undone(model), _saved(progress, run) as done, evaluating(model, 0):
+        settled = settle_weights(model, weights, exponents=exponents, done=done)
         norms = reestimate_batch_norms(model, kept) if batch_norm else 0
         samples = gather(model, kept)
-        found, static = settle_inputs(model, samples, inputs)
+        found, static = settle_inputs(model, samples, inputs, exponents=exponents)
         conversion = convert(model, found, verbose=False)
     return Ranging(conversion, estimators, settled, static, norms, _dynamic(model))
 
 
-def check_policy(policy: Policy) -> None:
-    """Refuse formats without ranges, naming the place."""
+@contextmanager
+def _saved(folder: Path | None, run: str) -> Iterator[Progress | None]:
+    """Progress in a folder, which is gone at the end and after an error of the user's."""
+    if folder is None:
+        yield None
+        return
+    done = Progress(folder, run)
+    try:
+        yield done
+    except MicroscaleError:
+        done.remove()
+        raise
+    done.remove()
+
+
+def check_policy(policy: Policy, *, exponents: bool = False) -> None:
+    """Refuse formats without ranges, or without a choice of exponent bits, naming the place."""
     paths = ("forward.weight", "storage", "forward.input")
     places: list[tuple[str, Setting]] = [(path, policy.setting(path)) for path in paths]
     for pattern, settings in policy.overrides:
         places += [(f"overrides.{pattern!r}.{p}", s) for p, s in settings if p in paths]
     for place, setting in places:
+        if not isinstance(setting, Operand):
+            continue
         # Inputs may have scales that follow the data, and none at all.
-        if isinstance(setting, Operand) and not place.endswith("input"):
-            try:
+        ranged = not place.endswith("input") or setting.format.block == "tensor"
+        try:
+            if not place.endswith("input"):
                 check_ranged(setting.format)
-            except MicroscaleError as error:
-                raise MicroscaleError(f"policy {place}: {error}") from error
+            if exponents and ranged:
+                with_any_exponent(setting.format)
+        except MicroscaleError as error:
+            raise MicroscaleError(f"policy {place}: {error}") from error
 
 
 @contextmanager
@@ -193,30 +238,69 @@ def undone(model: nn.Module) -> Iterator[None]:
 # ---------------------------------------------------------------- weights
 
 
-def settle_weights(model: nn.Module, estimator: str) -> tuple[WeightRange, ...]:
+def settle_weights(
+    model: nn.Module, estimator: str, *, exponents: bool = False, done: Progress | None = None
+) -> tuple[WeightRange, ...]:
     """Pack the weights of a converted model with scales of estimated ranges."""
     places = Places(model)
-    return tuple(_settle_weight(places, name, estimator) for name in places.expected)
+    found = []
+    for number, name in enumerate(places.expected):
+        original, note = places.parameter(name), _why_left(places, name)
+        if note:
+            operand = places.operand(name)
+            fmt = original.format if isinstance(original, BlockTensor) else operand
+            found.append(WeightRange(name, str(fmt or "-"), 0.0, note))
+            continue
+        if done is not None and done.has(number):
+            parameter = done.read(number)[0][name]
+        else:
+            parameter = _packed(places, name, estimator, exponents=exponents)
+            if done is not None:
+                done.write(number, {name: parameter}, [])
+        places.put(name, parameter)
+        forget([original])
+        packed = parameter.data
+        assert isinstance(packed, BlockTensor)
+        error = _lost(original.detach(), packed)
+        energy = float(original.detach().double().square().sum())
+        found.append(WeightRange(name, str(packed.format), error / energy if energy else 0.0))
+    return tuple(found)
 
 
-def _settle_weight(places: Places, name: str, estimator: str) -> WeightRange:
-    original, operand, axis = places.parameter(name), places.operand(name), places.axis(name)
-    if isinstance(original, BlockTensor):
-        return WeightRange(name, str(original.format), 0.0, "packed already")
-    if operand is None:
-        return WeightRange(name, "-", 0.0, "modules cast it differently: by their rules at use")
-    if axis is None:
-        note = "not packed: by the format's rule at each use"
-        return WeightRange(name, str(operand), 0.0, note)
+def _why_left(places: Places, name: str) -> str:
+    """Why a weight is not packed here, or ""."""
+    if isinstance(places.parameter(name), BlockTensor):
+        return "packed already"
+    if places.operand(name) is None:
+        return "modules cast it differently: by their rules at use"
+    if places.axis(name) is None:
+        return "not packed: by the format's rule at each use"
+    return ""
+
+
+def _packed(places: Places, name: str, estimator: str, *, exponents: bool) -> nn.Parameter:
+    original, operand, axis = (
+        places.parameter(name).detach(),
+        places.operand(name),
+        places.axis(name),
+    )
+    assert operand is not None
+    assert axis is not None
+    formats = with_any_exponent(operand.format) if exponents else (operand.format,)
     try:
-        packed = quantize_ranged(original.detach(), operand, axis, estimator)
+        tried = (
+            quantize_ranged(original, replace(operand, format=fmt), axis, estimator)
+            for fmt in formats
+        )
+        packed = min(tried, key=lambda one: _lost(original, one))
     except MicroscaleError as error:
         raise MicroscaleError(f"weight {name!r}: {error}") from error
-    places.put(name, nn.Parameter(packed, requires_grad=False))
-    forget([original])
-    energy = float(original.detach().double().square().sum())
-    lost = float((original.detach().double() - packed.dequantize().double()).square().sum())
-    return WeightRange(name, str(operand), lost / energy if energy else 0.0)
+    return nn.Parameter(packed, requires_grad=False)
+
+
+def _lost(original: Tensor, packed: BlockTensor) -> float:
+    """The squared error."""
+    return float((original.double() - packed.dequantize().double()).square().sum())
 
 
 def reestimate_batch_norms(model: nn.Module, batches: Sequence[Batch]) -> int:
@@ -252,25 +336,40 @@ def gather(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Sample]:
     Nothing is cast meanwhile, except for what is stored packed.
     """
     samples: dict[str, Sample] = {}
+
+    def see(site: Site, _: Product, x: Tensor) -> None:
+        if _why_dynamic(site):
+            return
+        try:
+            samples.setdefault(site.name, Sample()).add(x)
+        except MicroscaleError as error:
+            raise MicroscaleError(f"inputs of {site.name or 'the model'!r}: {error}") from error
+
+    watch_inputs(model, batches, see)
+    return {name: sample for name, sample in samples.items() if sample.count}
+
+
+SeeInput = Callable[[Site, Product, Tensor], None]
+"""Called with the module that runs, its product, and the input without masked positions."""
+
+
+def watch_inputs(model: nn.Module, batches: Sequence[Batch], see: SeeInput) -> None:
+    """Run a converted model on data, nothing cast, and show the inputs of all weights."""
     frames: list[Site] = []
     mask: Tensor | None = None
 
-    def see(product: Product) -> None:
-        if product.kind == "table" or not frames or _why_dynamic(frames[-1]):
+    def meet(product: Product) -> None:
+        if product.kind == "table" or not frames:
             return
-        name, x = frames[-1].name, product.source
+        x = product.source
         if mask is not None and x.dim() > 1:
             x = masked(x.reshape(1, -1, x.shape[-1]), x, mask)
-        try:
-            samples.setdefault(name, Sample()).add(x)
-        except MicroscaleError as error:
-            raise MicroscaleError(f"inputs of {name or 'the model'!r}: {error}") from error
+        see(frames[-1], product, x)
 
-    with torch.no_grad(), uncast(), _following(model, frames), watching_products(see):
+    with torch.no_grad(), uncast(), _following(model, frames), watching_products(meet):
         for batch in batches:
             mask = mask_of(batch)
             run(model, batch)
-    return {name: sample for name, sample in samples.items() if sample.count}
 
 
 @contextmanager
@@ -294,17 +393,32 @@ def _following(model: nn.Module, frames: list[Site]) -> Iterator[None]:
 
 
 def settle_inputs(
-    model: nn.Module, samples: Mapping[str, Sample], estimator: str
+    model: nn.Module,
+    samples: Mapping[str, Sample],
+    estimator: str,
+    wide: Collection[str] = (),
+    *,
+    exponents: bool = False,
 ) -> tuple[Policy, tuple[InputRange, ...]]:
-    """The policy of a converted model with settled inputs, and what was settled."""
+    """The policy of a converted model with settled inputs, and what was settled.
+
+    Inputs of the modules called `wide` are left in the wider type.
+    """
     sites = {name: site for name, x in model.named_modules() if (site := site_of(x)) is not None}
     policies = {name: site.policy for name, site in sites.items() if not site.reason}
     static = []
+    for name in wide:
+        forward = replace(policies[name].forward, input=None)
+        policies[name] = replace(policies[name], forward=forward)
     for name, sample in samples.items():
+        if name in wide:
+            continue
         policy = policies[name]
         operand = policy.forward.input
         assert operand is not None
-        settled = replace(operand, format=sample.settle(operand.format, estimator))
+        fmt = operand.format
+        formats = with_any_exponent(fmt) if exponents else (fmt,)
+        settled = replace(operand, format=sample.settle_any(formats, estimator))
         policies[name] = replace(policy, forward=replace(policy.forward, input=settled))
         ends = sample.low, sample.high
         static.append(InputRange(name, str(settled), sample.count, *ends))

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from microscale.report.quality import GREY, interval
 from microscale.suite.accuracy import ELEMENTS, Accuracy
 from microscale.suite.contest import Contest
+from microscale.suite.outliers import EDGES, Layer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 
 COLORS = dict(zip(ELEMENTS, ("#1f5fa8", "#3a8a5b", "#c9a227", "#d1622b", "#8b5aa5"), strict=True))
@@ -20,18 +21,72 @@ def draw(found: Sequence[Accuracy], contest: Contest | None) -> "Figure":
     """Draw the distributions and, of a model, what formats lose and why."""
     from matplotlib.figure import Figure
 
-    panels = 1 if contest is None else 3
-    figure = Figure(figsize=(6.0 * panels, 4.6), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    _draw_distributions(axes[0], found)
-    if contest is not None:
-        _draw_results(axes[1], contest)
-        _draw_layers(axes[2], contest)
-    for one in axes:
+    if contest is None:
+        figure = Figure(figsize=(6.0, 4.6), layout="constrained")
+        _draw_distributions(figure.subplots(), found)
+        plain = figure.axes
+    else:
+        inputs, weights = (
+            [layer for layer in contest.layers if layer.operand == operand]
+            for operand in ("input", "weight")
+        )
+        tall = 1.4 + 0.16 * max(len(inputs), len(weights), 8)
+        figure = Figure(figsize=(18.0, 4.6 + tall), layout="constrained")
+        upper, lower = _halves(figure, 4.6, tall)
+        plain = list(upper.subplots(1, 3))
+        _draw_distributions(plain[0], found)
+        _draw_results(plain[1], contest)
+        _draw_layers(plain[2], contest)
+        maps = lower.subplots(1, 2)
+        _draw_histograms(maps[0], inputs, "inputs", contest.outlying)
+        _draw_histograms(maps[1], weights, "weights", ())
+    for one in plain:
         one.grid(visible=True, axis="y", color="#e4e4e4", linewidth=0.6)
         one.set_axisbelow(True)
         one.spines[["right", "top"]].set_visible(False)
     return figure
+
+
+def _halves(figure: "Figure", *heights: float) -> "tuple[SubFigure, SubFigure]":
+    halves: Any = figure.subfigures(2, 1, height_ratios=heights)
+    return halves[0], halves[1]
+
+
+def _draw_histograms(
+    axes: "Axes", layers: Sequence[Layer], what: str, outlying: Sequence[str]
+) -> None:
+    """One row for each layer: how many of its values have which magnitude."""
+    import numpy as np
+    from matplotlib.colors import LogNorm
+
+    axes.set_title(
+        f"{what}: share of values; | one step of INT8 if its range ends at the largest value, o",
+        fontsize=10,
+        loc="left",
+    )
+    axes.set_xlabel("magnitude in standard deviations")
+    axes.set_xscale("log", base=2)
+    if not layers:
+        return
+    below, above = EDGES[0] / 2**0.5, EDGES[-1] * 2**0.5
+    shares = np.array([layer.histogram for layer in layers])
+    mesh = axes.pcolormesh(
+        [below, *EDGES, above],
+        np.arange(len(layers) + 1) - 0.5,
+        np.ma.masked_less_equal(shares, 0),
+        norm=LogNorm(1e-6, 1),
+        cmap="Blues",
+    )
+    rows = range(len(layers))
+    crests = np.array([layer.crest for layer in layers])
+    axes.plot(crests, rows, "o", color="#d1622b", markersize=3.5)
+    axes.plot(crests / 127, rows, "|", color="#d1622b", markersize=7)
+    axes.set_xlim(below, above)
+    axes.set_yticks(rows, [layer.module or "(model)" for layer in layers], fontsize=7)
+    for label, layer in zip(axes.get_yticklabels(), layers, strict=True):
+        label.set_fontweight("bold" if layer.module in outlying else "normal")
+    axes.invert_yaxis()
+    axes.figure.colorbar(mesh, ax=axes, label="share of the layer's values", pad=0.01)
 
 
 def _draw_distributions(axes: "Axes", found: Sequence[Accuracy]) -> None:
@@ -50,7 +105,8 @@ def _draw_distributions(axes: "Axes", found: Sequence[Accuracy]) -> None:
 
 
 def _draw_results(axes: "Axes", contest: Contest) -> None:
-    losses = ((r.row.format, r.row.figures.loss_of_quality) for r in contest.results)
+    results = [*contest.results, *(remedy.result for remedy in contest.remedies)]
+    losses = ((r.row.format, r.row.figures.loss_of_quality) for r in results)
     known = [(n, loss) for n, loss in losses if loss is not None and math.isfinite(loss.value)]
     logarithmic = bool(known) and all(loss.value > 0 for _, loss in known)
     for place, (name, loss) in enumerate(known):

@@ -99,35 +99,6 @@ class Accuracy:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """The inputs or the weight of one layer of the unquantized model.
-
-    `crest` is the largest magnitude over the root mean square; `kurtosis` 3 if normal; `bits` of
-    accuracy by format, one scale for the tensor.
-    """
-
-    module: str
-    operand: str
-    crest: float
-    kurtosis: float
-    bits: dict[str, float]
-
-    @property
-    def best(self) -> str:
-        """The format with the most bits of accuracy; "" where nothing is lost."""
-        known = {name: bits for name, bits in self.bits.items() if not math.isnan(bits)}
-        return max(known, key=known.__getitem__) if known else ""
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain values for JSON; what is not a finite number is None."""
-        bits = {name: None if math.isnan(b) else b for name, b in self.bits.items()}
-        figures = {"crest": self.crest, "kurtosis": self.kurtosis}
-        finite = {name: None if math.isnan(x) else x for name, x in figures.items()}
-        names = {"module": self.module, "operand": self.operand, "best": self.best}
-        return {**names, **finite, "bits": bits}
-
-
 def accuracies() -> tuple[Accuracy, ...]:
     """The bits of accuracy of all `ELEMENTS` for all `DISTRIBUTIONS`."""
     return tuple(_accuracy(distribution) for distribution in DISTRIBUTIONS)

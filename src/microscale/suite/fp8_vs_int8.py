@@ -1,56 +1,39 @@
 """FP8 against INT8 on one model, after arXiv 2303.17951: which format of 8 bits loses least.
 
-Every format gets the best of a grid of estimators: scales of weights per tensor or per channel, by
-minmax or least squared error; inputs per tensor, by minmax, running minmax or least squared error,
-integers with and without a zero point; batch norms as they are or estimated again. The best is the
-one with the least squared error of the model's outputs on calibration data, which are every
-`EVERY`th batch of the task; it is then measured on the others, which had no part in the choice.
-Ranges of inputs are those of the network before any rounding.
+Every format gets the best of a grid of estimators (`microscale.suite.judge`), chosen on every
+`EVERY`th batch of the task and measured on the others, which had no part in the choice. Ranges of
+inputs are those of the network before any rounding. The layers whose inputs FP8-E4 holds better
+than INT8 are named, and what helps INT8 there is tried: 16-bit inputs, ranges for groups of
+channels, SmoothQuant.
 """
 
 import copy
-import math
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from itertools import product
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import nn
 
-from microscale.conversion import Conversion
-from microscale.convert import convert, revert
 from microscale.errors import MicroscaleError
-from microscale.formats import FP32, BlockFormat, ElementFormat, WholeBlock
-from microscale.kernels import reference
-from microscale.kernels.reference import Scales
-from microscale.policy import Policy
-from microscale.ranges import Sample, least_error
+from microscale.formats import ElementFormat
 from microscale.recipes.batch import Batch, run
-from microscale.recipes.ranges import (
-    gather,
-    reestimate_batch_norms,
-    settle_inputs,
-    settle_weights,
-)
-from microscale.suite.accuracy import ELEMENTS, Layer
-from microscale.suite.contest import Contest, Result
-from microscale.suite.coverage import Recorder
-from microscale.suite.measure import Measured, Reference, evaluating, measure, measure_reference
+from microscale.recipes.groups import GROUPS, split_inputs
+from microscale.recipes.smoothing import smooth
+from microscale.suite.accuracy import ELEMENTS
+from microscale.suite.contest import Contest, Remedy, Result
+from microscale.suite.judge import Judge, decoded, output_of
+from microscale.suite.measure import evaluating, measure_reference
+from microscale.suite.outliers import Layer, layers_of
 from microscale.suite.predictions import Predictions
 from microscale.suite.rows import Figures, Row
 from microscale.suite.size import Size, main_dtype
 from microscale.suite.task import Evaluate, Evaluation, Task
 from microscale.suite.trial import Progress, Trial
-from microscale.tensor import BlockTensor
 
 EVERY = 4
 """One batch of so many is for calibration."""
 
-WEIGHT_BLOCKS: tuple[WholeBlock, ...] = ("tensor", "channel")
-WEIGHT_ESTIMATORS = ("mse", "minmax")
-INPUT_ESTIMATORS = ("mse", "minmax", "running")
+INT8, INT4 = ELEMENTS["INT8"], ElementFormat(0, 2, "finite", 0)
 
 
 def fp8_vs_int8(
@@ -71,7 +54,8 @@ def fp8_vs_int8(
         progress: told what runs.
 
     Returns:
-        The table of formats, conversions of the FP8-E4 network, and the layers' outliers.
+        The table of formats, conversions of the FP8-E4 network, the layers' outliers, and what
+        remedies win back of what INT8 loses.
 
     Raises:
         MicroscaleError: an evaluation that is not in batches, or that never calls the model.
@@ -104,33 +88,6 @@ def _in_batches(evaluation: Evaluation) -> Iterator[Predictions]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
-    """One point of the grid."""
-
-    weight: BlockFormat
-    input: BlockFormat | None
-    weights: str
-    batch_norm: bool
-
-    def words(self, inputs: str) -> str:
-        """The estimators as the report names them."""
-        said = [f"weights per {self.weight.block}, {self.weights}"]
-        if self.input is not None:
-            said.append(f"inputs {inputs}{', zero point' if self.input.zero_point else ''}")
-        return "; ".join([*said, *(["batch norms again"] * self.batch_norm)])
-
-
-@dataclass(slots=True, eq=False)
-class _Best:
-    """The best so far: a converted model, how it was made, and its error."""
-
-    model: nn.Module
-    conversion: Conversion
-    words: str
-    error: float
-
-
-@dataclass(slots=True, eq=False)
 class _Run:
     """The steps of a contest."""
 
@@ -144,24 +101,14 @@ class _Run:
         rest = replace(task, evaluate=_Rest(task.evaluate), units=None)
         with evaluating(trial.model, trial.seed):
             base, known = measure_reference(trial.model, rest, lambda _: None)
-            wide = [_output(run(trial.model, call)) for call in calls]
-        judge = _Judge(trial, rest, base, known, calls, wide, self.progress)
+            wide = [output_of(run(trial.model, call)) for call in calls]
+        judge = Judge(rest, base, known, calls, wide, trial.seed, self.progress)
+        size = Size.plain(trial.model)
         kind = str(main_dtype(trial.model)).removeprefix("torch.")
-        plain = Row(kind, *_size(Size.plain(trial.model)), Figures.of(base), 0.0)
-        found = {
-            label: judge.result(label, trial.model, element, element)
-            for label, element in ELEMENTS.items()
-        }
-        results = [result for result, _ in found.values()]
-        narrow = _decoded(found["E4"][1])
-        int8, int4 = ELEMENTS["INT8"], ElementFormat(0, 2, "finite", 0)
-        for label, source, weight, given in (
-            ("E4 -> INT8", narrow, int8, int8),
-            ("E4 -> W8A16", narrow, int8, None),
-            ("W8A16", trial.model, int8, None),
-            ("W4A8", trial.model, int4, int8),
-        ):
-            results.append(judge.result(label, source, weight, given)[0])
+        self.progress("layers", 0, None)
+        layers = layers_of(trial.model, calls, trial.seed)
+        results = self._formats(judge)
+        named = _outlying(layers)
         return Contest(
             model=name,
             metric=base.metric,
@@ -169,121 +116,60 @@ class _Run:
             units=base.units,
             about=f"{task.about or f'{base.units} {task.unit}s'}; one batch of {EVERY} calibrates",
             seed=trial.seed,
-            base=plain,
+            base=Row(kind, size.bits_per_weight, size.megabytes, Figures.of(base), 0.0),
             results=tuple(results),
-            layers=tuple(_layers(trial, calls)),
+            layers=layers,
+            outlying=named,
+            remedies=tuple(self._remedies(judge, named, calls)),
             notes=task.notes,
         )
 
+    def _formats(self, judge: Judge) -> Iterator[Result]:
+        """The formats, and networks that are converted to others."""
+        model = self.trial.model
+        found = {
+            label: judge.result(label, model, element, element)
+            for label, element in ELEMENTS.items()
+        }
+        yield from (result for result, _ in found.values())
+        narrow = decoded(found["E4"][1])
+        rows: tuple[tuple[str, nn.Module, ElementFormat, ElementFormat | None], ...] = (
+            ("E4 -> INT8", narrow, INT8, INT8),
+            ("E4 -> W8A16", narrow, INT8, None),
+            ("W8A16", model, INT8, None),
+            ("W4A8", model, INT4, INT8),
+        )
+        for label, source, weight, given in rows:
+            yield judge.result(label, source, weight, given)[0]
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Judge:
-    """Chooses estimators on calibration data and measures on the other."""
-
-    trial: Trial
-    task: Task
-    base: Measured
-    known: Reference | None
-    calls: list[Batch]
-    wide: list[Tensor]
-    progress: Progress
-    samples: dict[int, dict[str, Sample]] = field(default_factory=dict)
-    """The inputs of layers by the identity of the network they are of."""
-
-    def result(
-        self,
-        label: str,
-        source: nn.Module,
-        weight: ElementFormat,
-        given: ElementFormat | None,
-    ) -> tuple[Result, nn.Module]:
-        """The best of the grid, measured, and the model."""
-        start = time.perf_counter()
-        best = self._best(label, source, list(_grid(source, weight, given)))
-        with evaluating(best.model, self.trial.seed):
-            measured = measure(best.model, self.task, self.known, Recorder(), lambda _: None)
-        size = _size(Size.converted(best.conversion, best.model))
-        figures = Figures.of(measured, self.base)
-        row = Row(label, *size, figures, time.perf_counter() - start)
-        return Result(row, best.words, best.error), best.model
-
-    def _best(self, label: str, source: nn.Module, grid: list[_Choice]) -> _Best:
-        best: _Best | None = None
-        if id(source) not in self.samples:
-            self.samples[id(source)] = _inputs(source, self.calls, self.trial.seed)
-        samples = self.samples[id(source)]
-        for number, choice in enumerate(grid):
-            self.progress(label, number, len(grid))
-            for one in self._tried(source, choice, samples):
-                if best is None or one.error < best.error:
-                    best = one
-        assert best is not None
-        return best
-
-    def _tried(
-        self, source: nn.Module, choice: _Choice, samples: dict[str, Sample]
-    ) -> Iterator[_Best]:
-        model = copy.deepcopy(source)
-        policy = Policy.of(choice.weight, choice.input)
-        conversion = convert(model, policy, verbose=False)
-        with evaluating(model, self.trial.seed):
-            settle_weights(model, choice.weights)
-            if choice.batch_norm:
-                reestimate_batch_norms(model, self.calls)
-            if choice.input is None:
-                yield _Best(model, conversion, choice.words(""), self._error(model))
-                return
-            policies = {e: settle_inputs(model, samples, e)[0] for e in INPUT_ESTIMATORS}
-        for estimator, settled in policies.items():
-            one = copy.deepcopy(model)
-            conversion = convert(one, settled, verbose=False)
-            with evaluating(one, self.trial.seed):
-                error = self._error(one)
-            yield _Best(one, conversion, choice.words(estimator), error)
-
-    def _error(self, model: nn.Module) -> float:
-        """Squared error of the outputs on calibration data, relative to their variance."""
-        lost = energy = 0.0
-        for call, wide in zip(self.calls, self.wide, strict=True):
-            wanted = wide.double()
-            lost += float((_output(run(model, call)).double() - wanted).square().sum())
-            energy += float((wanted - wanted.mean()).square().sum())
-        error = lost / energy if energy else lost
-        return error if math.isfinite(error) else math.inf
+    def _remedies(
+        self, judge: Judge, named: tuple[str, ...], calls: Sequence[Batch]
+    ) -> Iterator[Remedy]:
+        """INT8 with each remedy at the layers called `named`."""
+        model, layers = self.trial.model, f"{len(named)} layer{'s' * (len(named) != 1)}"
+        label = "INT8, A16 there"
+        yield Remedy(judge.result(label, model, INT8, INT8, named)[0], f"16-bit inputs of {layers}")
+        grouped = copy.deepcopy(model)
+        split = split_inputs(grouped, named, calls)
+        smoothed = copy.deepcopy(model)
+        smoothing = smooth(smoothed, calls, names=named)
+        if split:
+            result, _ = judge.result("INT8, groups", grouped, INT8, INT8)
+            words = f"inputs of {len(split)} of {layers} in {GROUPS} groups of channels by range"
+            yield Remedy(result, words)
+        if smoothing.folded or smoothing.at_run_time:
+            result, _ = judge.result("INT8, smoothed", smoothed, INT8, INT8)
+            yield Remedy(
+                result, f"SmoothQuant of {layers} and what shares their input: {smoothing}"
+            )
 
 
-def _grid(
-    model: nn.Module, weight: ElementFormat, given: ElementFormat | None
-) -> Iterator[_Choice]:
-    norms = any(isinstance(module, _BatchNorm) for module in model.modules())
-    inputs: list[BlockFormat | None] = [None if given is None else _whole(given)]
-    if given is not None and given.is_integer:
-        inputs.append(BlockFormat(given, FP32, "tensor", zero_point=True))
-    for block, one, estimator, again in product(
-        WEIGHT_BLOCKS, inputs, WEIGHT_ESTIMATORS, (False, True) if norms else (False,)
-    ):
-        yield _Choice(replace(_whole(weight), block=block), one, estimator, again)
-
-
-def _whole(element: ElementFormat) -> BlockFormat:
-    return BlockFormat(element, FP32, "tensor")
-
-
-def _size(size: Size) -> tuple[float, float]:
-    return size.bits_per_weight, size.megabytes
-
-
-def _decoded(model: nn.Module) -> nn.Module:
-    """A copy that is not converted, its packed weights as the values they stand for."""
-    model = copy.deepcopy(model)
-    revert(model)
-    made: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            if isinstance(parameter, BlockTensor):
-                made.setdefault(id(parameter), nn.Parameter(parameter.dequantize()))
-                setattr(module, name, made[id(parameter)])
-    return model
+def _outlying(layers: Sequence[Layer]) -> tuple[str, ...]:
+    """Layers whose inputs FP8-E4 holds better than INT8; if there are none the worst for INT8."""
+    inputs = [layer for layer in layers if layer.operand == "input"]
+    found = tuple(layer.module for layer in inputs if layer.favours_floats)
+    worst = min(inputs, key=lambda layer: layer.bits["INT8"], default=None)
+    return found or (() if worst is None else (worst.module,))
 
 
 def _record(trial: Trial) -> list[Batch]:
@@ -320,64 +206,3 @@ def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch:
     if not kwargs:
         return args
     return lambda model: model(*args, **kwargs)
-
-
-def _output(result: Any) -> Tensor:
-    """The first tensor of floats of what a model gave."""
-    if isinstance(result, Mapping):
-        result = tuple(result.values())
-    if isinstance(result, Tensor) and result.is_floating_point():
-        return result.detach()
-    for part in result if isinstance(result, (tuple, list)) else ():
-        if isinstance(part, Tensor) and part.is_floating_point():
-            return part.detach()
-    raise MicroscaleError(f"the model gave a {type(result).__name__} without a tensor of floats.")
-
-
-def _layers(trial: Trial, calls: list[Batch]) -> Iterator[Layer]:
-    """Weights and inputs of the unquantized model, by layer."""
-    for name, sample in _inputs(trial.model, calls, trial.seed).items():
-        yield _layer(name, "input", sample)
-        weight = getattr(trial.model.get_submodule(name), "weight", None)
-        if isinstance(weight, nn.Parameter):
-            whole = Sample()
-            whole.add(weight)
-            yield _layer(name, "weight", whole)
-
-
-def _inputs(source: nn.Module, calls: list[Batch], seed: int) -> dict[str, Sample]:
-    """What the inputs of layers are, without any rounding."""
-    model = copy.deepcopy(source)
-    convert(model, str(_whole(ELEMENTS["INT8"])), verbose=False)
-    with evaluating(model, seed):
-        return gather(model, calls)
-
-
-def _layer(name: str, operand: str, sample: Sample) -> Layer:
-    x, weights = sample.values.double(), sample.weights
-    total = float(weights.sum())
-    mean = float((x * weights).sum()) / total
-    square = float((x.square() * weights).sum()) / total
-    variance = float(((x - mean).square() * weights).sum()) / total
-    fourth = float(((x - mean) ** 4 * weights).sum()) / total
-    most = max(abs(sample.low), abs(sample.high))
-    bits = {label: _bits(sample, element, variance) for label, element in ELEMENTS.items()}
-    return Layer(
-        module=name,
-        operand=operand,
-        crest=most / math.sqrt(square) if square else math.nan,
-        kurtosis=fourth / variance**2 if variance else math.nan,
-        bits=bits,
-    )
-
-
-def _bits(sample: Sample, element: ElementFormat, variance: float) -> float:
-    """Bits of accuracy, log2(sigma / RMSE), of the best range per tensor."""
-    rows, fmt = sample.values.unsqueeze(0), _whole(element)
-    scales: Scales = least_error(rows, fmt, sample.weights)
-    quotient = reference.round_to_grid(rows / scales.block, element)
-    errors = (rows.double() - (quotient * scales.block).double()).square()
-    error = float((errors * sample.weights).sum() / sample.weights.sum())
-    if not variance or not error:
-        return math.nan
-    return math.log2(math.sqrt(variance / error))
