@@ -41,7 +41,7 @@ LAYERS = (
         "checkpoint",
     ),
     ("suite", "report", "recipes"),
-    ("commands", "cli"),
+    ("commands", "cli", "__main__"),
 )
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 BESIDES = {"tomli_w"}
