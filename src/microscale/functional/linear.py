@@ -1,16 +1,10 @@
 """Products with one reduction axis: linear layers and matrix products."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from microscale.functional.product import (
-    cast_pair,
-    cast_right,
-    note_product,
-    plain,
-    unfit,
-)
+from microscale.functional.flow import LINEAR, add_product, backward_of, flow, multiply
+from microscale.functional.product import cast_right, note_product, plain, unfit
 from microscale.functional.vector import deliver
 from microscale.packed_ops import unserved
 from microscale.policy import Policy
@@ -44,9 +38,11 @@ def linear(
     with plain():
         left = cast_operand(input, operands.input, -1)
         tell_product("matrix", input, left, weight, operands.weight, -1)
-        if not isinstance(weight, BlockTensor) or unserved(weight):  # else multiplied as stored
-            weight = cast_right(weight, operands.weight, -1)
-        return deliver(F.linear(left, weight, bias), policy)
+        backward = backward_of(input, weight, policy, name, "linear")
+        right = weight
+        if not isinstance(weight, BlockTensor) or backward or unserved(weight):
+            right = cast_right(weight, operands.weight, -1)  # else multiplied as stored
+        return deliver(flow(LINEAR, left, right, bias, (input, weight), backward), policy)
 
 
 def matmul(left: Tensor, right: Tensor, *, policy: Policy, name: str = "") -> Tensor:
@@ -56,7 +52,7 @@ def matmul(left: Tensor, right: Tensor, *, policy: Policy, name: str = "") -> Te
     `forward.input`; two activations are cast as `matmul.left` and `matmul.right`.
     """
     with plain():
-        product = torch.matmul(*cast_pair(left, right, policy=policy, name=name))
+        product = multiply(left, right, policy=policy, name=name)
         return product if unfit(left, right) else deliver(product, policy)
 
 
@@ -72,6 +68,15 @@ def addmm(
 ) -> Tensor:
     """`torch.addmm`: beta input + alpha (left @ right), the factors cast as `matmul` does."""
     with plain():
-        pair = cast_pair(left, right, policy=policy, name=name, product="addmm")
-        result = torch.addmm(input, *pair, beta=beta, alpha=alpha)
+        result = add_product(
+            input,
+            left,
+            right,
+            torch.addmm,
+            policy=policy,
+            name=name,
+            product="addmm",
+            beta=beta,
+            alpha=alpha,
+        )
         return result if unfit(left, right) else deliver(result, policy)
