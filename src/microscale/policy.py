@@ -60,7 +60,7 @@ from microscale.operands import (
     read_settings,
     table,
 )
-from microscale.profiles import PROFILES, USUAL
+from microscale.profiles import PROFILES, USUAL, policy_files
 
 _BACKWARD = ("dgrad.", "wgrad.")
 
@@ -160,10 +160,20 @@ class Policy:
     ) -> "Policy":
         """Fill all operands as `of` does, with the settings of one of `PROFILES` ("ocp", "paper").
 
-        `further` are keywords of `of`, which come before the profile's. Raises MicroscaleError.
+        `further` are keywords of `of`, which come before the profile's. The names of whole policies
+        ("mxfp8", "nvfp4", "mxfp4") stand alone: these are the files of `microscale/policies`. Raises
+        MicroscaleError.
         """
+        files = policy_files()
+        if profile in files:
+            if further or any(x is not None for x in (weight, activation, grad)):
+                raise MicroscaleError(
+                    f"policy {profile!r} says all formats itself; copy {str(files[profile])!r} and "
+                    "change that."
+                )
+            return cls.read(files[profile])
         if profile not in PROFILES:
-            near = near_names(profile, PROFILES)
+            near = near_names(profile, [*PROFILES, *files])
             raise MicroscaleError(f"profile {profile!r} is not known.{near}")
         return cls.of(weight, activation, grad, **{**PROFILES[profile], **further})
 
@@ -171,11 +181,15 @@ class Policy:
     def parse(cls, spelling: str) -> "Policy":
         """Read a pair `weight/activation`, or one format for both; "fp32" is not quantized.
 
+        A third format is that of gradients, whose backward products are then quantized too.
+
         A profile may stand before it, as in `paper:mxfp4/mxfp6_e2m3`. Raises MicroscaleError for
         profiles and formats that are not known, and formats that activations cannot have.
         """
         profile, colon, pair = spelling.rpartition(":")
-        return cls.named(profile.strip().lower() if colon else USUAL, *_pair(pair))
+        *forward, grad = pair.split("/") if pair.count("/") == 2 else (pair, WIDE)
+        formats = *_pair("/".join(forward)), None if grad.strip().lower() == WIDE else grad.strip()
+        return cls.named(profile.strip().lower() if colon else USUAL, *formats)
 
     @classmethod
     def read(cls, path: str | Path) -> "Policy":
@@ -192,12 +206,17 @@ class Policy:
 
     def __str__(self) -> str:
         """Return the spelling that `parse` reads, marked where the policy holds more than that."""
-        formats = [x and x.format for x in (self.forward.weight, self.forward.input)]
-        weight, activation = (str(x) if x else WIDE for x in formats)
-        pair = weight if weight == activation else f"{weight}/{activation}"
+        used = self.forward.weight, self.forward.input, self.dgrad.grad
+        formats = [x and x.format for x in used]
+        weight, activation, grad = (str(x) if x else WIDE for x in formats)
+        pair = weight if weight == activation and grad == WIDE else f"{weight}/{activation}"
+        pair += "" if grad == WIDE else f"/{grad}"
         for profile in PROFILES:
             if self == Policy.named(profile, *formats):
                 return pair if profile == USUAL else f"{profile}:{pair}"
+        for name, path in policy_files().items() if self.backward_operands else ():
+            if self == Policy.read(path):
+                return f"training policy {name}"
         return f"{pair} (with further settings)"
 
     def setting(self, path: str) -> Setting:

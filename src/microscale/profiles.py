@@ -5,6 +5,7 @@ separates a profile from its model beyond these choices is listed in docs/peers.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 USUAL = "ocp"
@@ -23,3 +24,10 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         "storage": None,
     },
 }
+
+_FILES = Path(__file__).with_name("policies")
+
+
+def policy_files() -> dict[str, Path]:
+    """The policies that come with the package, by name: files to read and to copy from."""
+    return {path.stem: path for path in sorted(_FILES.glob("*.toml"))}

@@ -10,7 +10,6 @@ import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from microscale.errors import MicroscaleError

@@ -135,7 +135,7 @@ def _is_weight(x: Tensor) -> bool:
     return is_weight(x) or isinstance(x, BlockTensor)
 
 
-def flow(  # noqa: PLR0917  (factors, then what they are of)
+def flow(
     product: Product,
     left: Tensor,
     right: Tensor,
