@@ -107,7 +107,8 @@ def test_products_of_two_activations(left: tuple[int, ...], right: tuple[int, ..
     p, q = a.detach(), b.detach()
     p = p.unsqueeze(0) if p.dim() == 1 else p
     q = q.unsqueeze(1) if q.dim() == 1 else q
-    g = e.reshape(torch.broadcast_shapes(p.shape[:-2], q.shape[:-2]) + (p.shape[-2], q.shape[-1]))
+    batch = torch.broadcast_shapes(p.shape[:-2], q.shape[:-2])
+    g = e.reshape(*batch, p.shape[-2], q.shape[-1])
     if p.dim() == 2 < g.dim():  # one matrix for a batch: summed over the batch too
         gs, qs = (x.movedim(-2, 0).flatten(1) for x in (g, q))
         of_left = cast(gs, "mxfp8_e5m2", 1) @ cast(qs, "mxfp8_e4m3", 1).mT
@@ -156,7 +157,8 @@ def test_attention(causal: bool) -> None:
         return cast(x.detach(), "mxfp8_e4m3", axis)
 
     scores = (left(q, -1) @ right(k, -1).mT / 32**0.5).requires_grad_()
-    open_ = torch.ones(40, 40, dtype=torch.bool).tril() if causal else torch.tensor(True)
+    everything = torch.ones(40, 40, dtype=torch.bool)
+    open_ = everything.tril() if causal else everything
     probabilities = scores.masked_fill(~open_, -torch.inf).softmax(-1)
     of_probabilities = cast(e, "mxfp8_e5m2", -1) @ right(v, -1).mT
     close(v.grad, left(probabilities, -2).mT @ cast(e, "mxfp8_e4m3", -2))

@@ -161,8 +161,8 @@ class Policy:
         """Fill all operands as `of` does, with the settings of one of `PROFILES` ("ocp", "paper").
 
         `further` are keywords of `of`, which come before the profile's. The names of whole policies
-        ("mxfp8", "nvfp4", "mxfp4") stand alone: these are the files of `microscale/policies`. Raises
-        MicroscaleError.
+        ("mxfp8", "nvfp4", "mxfp4") stand alone: they are the files of `microscale/policies`.
+        Raises MicroscaleError.
         """
         files = policy_files()
         if profile in files:

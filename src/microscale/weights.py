@@ -113,6 +113,11 @@ def forget(weights: Iterable[Tensor]) -> None:
         _kept.pop(weight, None)
 
 
+def forget_all() -> None:
+    """Drop everything that is kept, of all models."""
+    _kept.clear()
+
+
 def _keep(parameter: Tensor, weight: Tensor, operand: Operand, axis: int) -> Tensor:
     casts = _kept.get(parameter)
     if casts is None:

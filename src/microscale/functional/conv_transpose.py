@@ -101,7 +101,9 @@ def _convolve(
     check_rotations(backward)
     stride, padding, output_padding, groups, dilation = geometry
     s, p, o, d = (each(x, weight.shape[2:]) for x in (stride, padding, output_padding, dilation))
-    convolution = Convolution(function, (s, p, o, groups, d), s, p, d, groups, True, o)
+    convolution = Convolution(
+        function, (s, p, o, groups, d), s, p, d, groups, transposed=True, output_padding=o
+    )
     alone = input.dim() < weight.dim()
     with plain():
         if alone:

@@ -22,6 +22,7 @@ from microscale.recipes.training.state import Checkpoint, newest, restore, save
 from microscale.recipes.training.tokens import Data, Tokenizer, prepare
 from microscale.recipes.training.trained import Trained
 from microscale.recipes.training.world import World, joined
+from microscale.weights import forget_all
 
 CHECKPOINTS, WEIGHTS, SETTINGS = "checkpoints", "model.safetensors", "run.json"
 DATA, SAMPLES = "data", "samples.txt"
@@ -165,7 +166,7 @@ class _Run:
         mean = self.world.mean(total).item()
         if not math.isfinite(mean):
             torch.set_rng_state(before)
-            self._stop(mean, blame_forward(self.model, lambda: self._losses()))
+            self._stop(mean, blame_forward(self.model, self._losses))
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if not math.isfinite(norm.item()):
@@ -220,7 +221,7 @@ class _Run:
         total = torch.zeros(2, dtype=torch.float64, device=world.device)
         with self._aside():
             for begin in range(0, len(mine), config.batch):
-                places = [i for i in mine[begin : begin + config.batch]]
+                places = mine[begin : begin + config.batch]
                 real = [i for i in places if i < len(windows)]
                 picked = windows[[i if i < len(windows) else 0 for i in places]].to(world.device)
                 with self._wide():
@@ -243,12 +244,18 @@ class _Run:
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
-        """Run the model without leaving a trace in the random state."""
+        """Run the model without leaving a trace: in the random state, or as casts that are kept.
+
+        Weights that were rounded stochastically here would be used again in the next step, and a
+        run that goes on from a checkpoint has none of them.
+        """
         devices = [self.world.device] if self.world.device.type == "cuda" else []
         self.model.eval()
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.config.seed)
+            forget_all()
             yield
+            forget_all()
         self.model.train()
 
     # ------------------------------------------------------------ files
