@@ -423,6 +423,10 @@ def train(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run.")] = None,
+    monitor: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Look at what the casts lose every N steps; a picture."),
+    ] = None,
     json_file: JsonFile = None,
     picture: Picture = None,
 ) -> None:
@@ -430,7 +434,15 @@ def train(
     with _clean_exit():
         from microscale.commands.train import run_train
 
-        run_train(config, steps=steps, policy=policy, out=out, json_file=json_file, picture=picture)
+        run_train(
+            config,
+            steps=steps,
+            policy=policy,
+            out=out,
+            monitor=monitor,
+            json_file=json_file,
+            picture=picture,
+        )
 
 
 def main() -> None:

@@ -66,7 +66,7 @@ def _two(*names: str) -> Handler:
             if backward_of(left, right, site.policy, site.name, product):
                 if rest or kwargs:
                     return scope.leave(func, left, right, *rest, reason=_FORWARD_ONLY, **kwargs)
-                named = {"policy": site.policy, "name": site.name, "product": product}
+                named: Any = {"policy": site.policy, "name": site.name, "product": product}
                 return deliver(multiply(left, right, **named), site.policy)
             pair = cast_pair(left, right, policy=site.policy, name=site.name, product=product)
             return _delivered(func(*pair, *rest, **kwargs), (None, kwargs.get("out")), site)
@@ -83,7 +83,7 @@ def _three(*names: str) -> Handler:
             return scope.leave(func, added, left, right, *rest, reason=reason, **kwargs)
         site, product = scope.site, PRODUCTS[func]
         with plain():
-            named = {"policy": site.policy, "name": site.name, "product": product}
+            named: Any = {"policy": site.policy, "name": site.name, "product": product}
             if not rest:
                 result = add_product(added, left, right, func, **named, **kwargs)
             elif backward_of(left, right, site.policy, site.name, product):

@@ -203,8 +203,8 @@ def _setting(place: str, path: str, value: object, laws: Mapping[str, str]) -> S
 
 
 def _check_rotation(place: str, value: object) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or (value and (value < 2 or value & (value - 1))):
+    size = value if isinstance(value, int) and not isinstance(value, bool) else -1
+    if size < 0 or size == 1 or size & (size - 1):
         raise MicroscaleError(f"{place} is {value!r}; write a power of two such as 16, or 0.")
 
 

@@ -253,8 +253,8 @@ class Policy:
 
     def to_dict(self) -> dict[str, object]:
         """Return plain data that `from_dict` reads back exactly."""
-        usual = {path: words[0] for path, words in CHOICES.items()} | {"cache": None}
-        usual |= dict.fromkeys(ROTATIONS, 0)
+        usual: dict[str, Setting] = {path: words[0] for path, words in CHOICES.items()}
+        usual |= {"cache": None, **dict.fromkeys(ROTATIONS, 0)}
         settings = {path: self.setting(path) for path in SETTINGS}
         settings = {k: v for k, v in settings.items() if k not in usual or v != usual[k]}
         data = nested((k, v) for k, v in settings.items() if v or not k.startswith(_BACKWARD))

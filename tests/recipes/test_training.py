@@ -528,3 +528,83 @@ def test_auto_prints_the_reckoning(text: Path, monkeypatch: pytest.MonkeyPatch) 
     result = CliRunner().invoke(app, ["train", "--config", str(config), "--steps", "auto"])
     assert "Bcrit" in result.output
     assert "far enough" in result.output
+
+
+# ---------------------------------------------------------------- what the casts lose
+
+
+def test_the_monitor_sees_every_operand_and_changes_nothing(text: Path) -> None:
+    policy = "mxfp4/mxfp6_e2m3/mxfp8_e5m2"
+    train(settings(text, "plain", policy=policy))
+    trained = train(settings(text, "seen", policy=policy, monitor_every=3))
+    files = [text.with_name(n) / "model.safetensors" for n in ("plain", "seen")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    rows = {(r["step"], r["module"], r["operand"]): r for r in trained.monitored}
+    assert {step for step, _, _ in rows} == {1, 4}
+    for module in ("blocks.0.up", "blocks.1.query_key_value", "head"):
+        for operand, fmt in (
+            ("input", "mxfp6_e2m3"),
+            ("weight", "mxfp4"),
+            ("linear dgrad grad", "mxfp8_e5m2"),
+            ("linear dgrad weight", "mxfp4"),
+            ("linear wgrad input", "mxfp6_e2m3"),
+            ("linear wgrad grad", "mxfp8_e5m2"),
+        ):
+            row = rows[4, module, operand]
+            assert row["format"] == fmt
+            assert 5 < row["sqnr"] < 60
+    for factor in ("query", "key", "probabilities", "value", "scores dgrad grad"):
+        assert (1, "blocks.0", factor) in rows
+    gradient = rows[4, "blocks.0.up.weight", "gradient"]
+    assert 0.5 < gradient["cosine"] < 0.9999
+    assert 0.7 < gradient["norm_ratio"] < 1.4
+
+
+def test_what_the_monitor_finds_is_what_was_cast(text: Path) -> None:
+    """The noise of a weight, computed beside it."""
+    from microscale.cast import cast
+
+    torch.manual_seed(0)
+    trained = train(settings(text, policy="mxfp4", monitor_every=1, steps=1))
+    model = GPT(SMALL, 257, 32)
+    torch.manual_seed(0)
+    model = GPT(SMALL, 257, 32)
+    w = model.get_parameter("blocks.0.up.weight").detach().double()
+    noise = (w - cast(w.float(), "mxfp4").double()).square().sum()
+    row = next(
+        r for r in trained.monitored if (r["module"], r["operand"]) == ("blocks.0.up", "weight")
+    )
+    assert row["sqnr"] == pytest.approx(10 * float((w.square().sum() / noise).log10()), abs=1e-3)
+
+
+def test_the_monitor_warns_of_gradients_that_went_astray(text: Path) -> None:
+    policy = text.with_name("coarse.toml")
+    policy.write_text('[wgrad]\ngrad = "int2-tensor"\ninput = "int2-tensor"\n')
+    said: list[str] = []
+    train(settings(text, policy=str(policy), monitor_every=2), say=said.append)
+    assert any("has a cosine of" in line and "blocks." in line for line in said)
+
+
+def test_a_spike_is_told_with_its_layer() -> None:
+    from microscale.recipes.training.monitor import Monitor
+    from microscale.recipes.training.world import World
+
+    model = GPT(SMALL, 50, 16)
+    monitor = Monitor(Path(), model, World(0, 1, torch.device("cpu")))
+    loss(model, torch.randint(50, (2, 17))).backward()
+    assert not any(monitor.warn_of_norm(step, 1.0 + step / 100) for step in range(30))
+    gradient = model.get_parameter("blocks.1.down.weight").grad
+    assert gradient is not None
+    gradient *= 1e4
+    assert "most of it is of 'blocks.1.down.weight'" in monitor.warn_of_norm(31, 20.0)
+
+
+def test_a_run_that_goes_on_keeps_what_was_seen(text: Path) -> None:
+    config = settings(text, policy="mxfp4", monitor_every=2)
+    whole = train(replace(config, out=text.with_name("whole"))).monitored
+    train(replace(config, steps=4, final_rate=1.0))
+    steps = {int(row["step"]) for row in whole}
+    assert steps == {1, 3, 5}
+    again = train(replace(config, steps=6, final_rate=1.0)).monitored
+    assert {int(row["step"]) for row in again} == steps
+    assert len(again) == len(whole)

@@ -21,10 +21,12 @@ DRIVER = """
 import sys
 from dataclasses import replace
 from pathlib import Path
+import torch
 from microscale.errors import MicroscaleError
 from microscale.recipes import TrainConfig, train
 from microscale.recipes.training.gpt import SIZES, Size
 SIZES["0.5M"] = Size(2, 32, 1, 3e-3)
+torch.distributed.init_process_group("gloo")
 folder = Path(sys.argv[1])
 base = TrainConfig.read(folder / "config.toml")
 train(replace(base, out=folder / "plain2"))
@@ -34,6 +36,7 @@ try:
     train(replace(base, out=folder / "uneven", batch=3))
 except MicroscaleError as error:
     print("refused:", error)
+torch.distributed.destroy_process_group()
 """
 
 

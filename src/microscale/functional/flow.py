@@ -23,10 +23,11 @@ from torch import Tensor
 from microscale.errors import MicroscaleError
 from microscale.functional.product import cast_factor, cast_pair, unfit
 from microscale.functional.rotation import rotate
-from microscale.ledger import note, recording
+from microscale.ledger import How, note, recording
 from microscale.operands import Operand
 from microscale.policy import Policy
 from microscale.tensor import BlockTensor
+from microscale.watch import enter_backward, leave_backward
 from microscale.weights import is_uncast, is_weight
 
 
@@ -69,12 +70,17 @@ class Backward:
     of_right: Gemm
     name: str = ""
     product: str = ""
+    factors: tuple[str, str] = ("left", "right")
 
-    def note(self, gemm: Gemm) -> None:
-        """Note one of them."""
+    def begin(self, gemm: Gemm) -> None:
+        """Note that one of them runs, and tell watchers."""
+        names = ("grad", self.factors[1]) if gemm is self.of_left else (self.factors[0], "grad")
+        pairs = zip(names, (gemm.left, gemm.right), strict=True)
+        cast = [name for name, operand in pairs if operand is not None]
+        enter_backward(self.name, f"{self.product} {gemm.path}", cast)
         if recording():
             operands = gemm.left, gemm.right
-            how = "emulated" if any(operands) else "skipped"
+            how: How = "emulated" if any(operands) else "skipped"
             reason = "" if any(operands) else "the policy leaves both operands in the wider type"
             note(self.name, f"{self.product} {gemm.path}", how, operands, reason)
 
@@ -113,6 +119,7 @@ def backward_of(
             Gemm("wgrad", wgrad.input, wgrad.grad, turns[1]),
             name,
             product,
+            ("input", "weight"),
         )
     if _is_weight(left):
         return Backward(
@@ -120,6 +127,7 @@ def backward_of(
             Gemm("dgrad", dgrad.weight, dgrad.grad, turns[0]),
             name,
             product,
+            ("weight", "input"),
         )
     if not (matmul.left or matmul.right):
         return None
@@ -186,13 +194,14 @@ class _Flow(torch.autograd.Function):
         product, gemms = ctx.product, ctx.gemms
         of_left = of_right = of_bias = None
         if ctx.needs_input_grad[0]:
-            gemms.note(gemms.of_left)
+            gemms.begin(gemms.of_left)
             of_left = product.of_left(grad, second, ctx.shapes[0], gemms.of_left)
             of_left = of_left.to(ctx.types[0])
         if ctx.needs_input_grad[1]:
-            gemms.note(gemms.of_right)
+            gemms.begin(gemms.of_right)
             of_right = product.of_right(first, grad, ctx.shapes[1], gemms.of_right)
             of_right = of_right.to(ctx.types[1])
+        leave_backward()
         if ctx.needs_input_grad[2]:
             of_bias = product.of_bias(grad).to(ctx.types[2])
         return of_left, of_right, of_bias, None, None, None, None

@@ -19,8 +19,8 @@ def rotate(left: Tensor, right: Tensor, size: int) -> tuple[Tensor, Tensor]:
     R is filled up to a multiple of `size`. The signs come from PyTorch's generator, so that a
     seeded run can be repeated.
     """
-    signs = torch.randint(0, 2, (size, 1)).to(left.device) * 2 - 1
-    matrix = signs * _hadamard(size).to(left.device)
+    signs = torch.randint(0, 2, (size, 1)) * 2 - 1
+    matrix = (signs * _hadamard(size)).to(left.device)
     return _transform(left, matrix), _transform(right.mT, matrix).mT
 
 
@@ -29,7 +29,8 @@ def _transform(x: Tensor, matrix: Tensor) -> Tensor:
     filled = F.pad(x, (0, -x.shape[-1] % size)).unflatten(-1, (-1, size))
     # Autocast would round the result before its cast.
     with torch.autocast(x.device.type, enabled=False):
-        return (filled @ matrix.to(x.dtype)).flatten(-2)
+        turned: Tensor = (filled @ matrix.to(x.dtype)).flatten(-2)
+        return turned
 
 
 @lru_cache(maxsize=8)

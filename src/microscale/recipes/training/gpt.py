@@ -61,7 +61,7 @@ class Block(nn.Module):
         batch, time, width = x.shape
         merged = self.query_key_value(self.attention_norm(x))
         heads = merged.view(batch, time, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(*heads.unbind(0), is_causal=True)
+        attended = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
         x = x + self.attention_out(attended.transpose(1, 2).reshape(x.shape))
         result: Tensor = x + self.down(F.gelu(self.up(self.perceptron_norm(x)), approximate="tanh"))
         return result

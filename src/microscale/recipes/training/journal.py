@@ -64,4 +64,4 @@ def _board(folder: Path, step: int) -> Any:
         raise MicroscaleError(
             "tensorboard = true needs the package tensorboard: pip install 'microscale[train]'."
         ) from error
-    return SummaryWriter(folder / "tensorboard", purge_step=step + 1)  # type: ignore[no-untyped-call]
+    return SummaryWriter(folder / "tensorboard", purge_step=step + 1)

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from microscale.errors import MicroscaleError
@@ -65,19 +66,17 @@ def _paths(folder: Path) -> list[Path]:
 
 def _read(path: Path, older: list[Path]) -> Checkpoint:
     advice = f"delete it to go on from {str(older[-1])!r}" if older else "delete it to begin anew"
-    file = path / COMMIT
     try:
-        record = json.loads(file.read_text())
-        if record["kind"] != KIND:
-            raise KeyError(record["kind"])
-        files = dict(record["files"])
-        made = Checkpoint(path, record)
-        _ = made.step, made.world_size, record["config"], record["data"]
+        made = Checkpoint(path, json.loads((path / COMMIT).read_text()))
+        files = dict(made.record["files"])
+        fault = "" if _is_ours(made) else f"it is a {made.record['kind']!r}"
     except (OSError, ValueError, KeyError, TypeError) as error:
+        fault = repr(error)
+    if fault:
         raise MicroscaleError(
             f"checkpoint {str(path)!r} is none of this program's, or its {COMMIT} is damaged "
-            f"({error!r}); {advice}."
-        ) from error
+            f"({fault}); {advice}."
+        )
     for name, digest in files.items():
         if not (path / name).is_file() or digest_file(path / name) != digest:
             raise MicroscaleError(
@@ -85,6 +84,11 @@ def _read(path: Path, older: list[Path]) -> Checkpoint:
                 f"were written; {advice}."
             )
     return made
+
+
+def _is_ours(made: Checkpoint) -> bool:
+    needed = {"config", "data", "policy"} <= made.record.keys()
+    return needed and made.record["kind"] == KIND and made.step >= 0 < made.world_size
 
 
 def save(
@@ -103,7 +107,7 @@ def save(
             partial.mkdir(parents=True)
     state = _state(model, optimizer) | {_generator(world.rank): _random_state(world.device)}
     with _quiet():
-        dcp.save(state, checkpoint_id=partial, no_dist=world.size == 1)
+        state_dict_saver.save(state, checkpoint_id=partial, no_dist=world.size == 1)
     with world.in_turn():
         if world.first:
             _commit(partial, target, record | {"kind": KIND, "world_size": world.size})
@@ -125,8 +129,8 @@ def restore(
         state[_generator(world.rank)] = torch.empty_like(_random_state(world.device))
     try:
         with _quiet():
-            dcp.load(state, checkpoint_id=found.path, no_dist=world.size == 1)
-    except (RuntimeError, ValueError, KeyError, dcp.api.CheckpointException) as error:
+            state_dict_loader.load(state, checkpoint_id=found.path, no_dist=world.size == 1)
+    except (RuntimeError, ValueError, KeyError, CheckpointException) as error:
         reason = str(error).strip().partition("\n")[0]
         raise MicroscaleError(
             f"checkpoint {str(found.path)!r} does not fit this model on {world.size} process(es) "

@@ -64,7 +64,7 @@ class BytePairs:
 
         self._library = Library.from_file(str(path))
         self.size = self._library.get_vocab_size()
-        self.end = int(self._library.token_to_id(END_OF_TEXT))
+        self.end = int(self._library.token_to_id(END_OF_TEXT) or 0)
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text."""
@@ -247,9 +247,8 @@ def prepare(folder: Path, source: Source, time: int) -> Data:
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-        if not isinstance(record["files"], dict):
-            raise TypeError(record["files"])
-    except (ValueError, KeyError, TypeError) as error:
+        _ = {name: facts["digest"] for name, facts in record["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MicroscaleError(f"{str(path)!r} is damaged ({error}); delete its folder.") from error
     return record
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from microscale.files import write_file
 from microscale.recipes.training.config import MAY_CHANGE, TrainConfig
 from microscale.recipes.training.gpt import GPT, SIZES, loss
 from microscale.recipes.training.journal import Journal
+from microscale.recipes.training.monitor import Look, Monitor
 from microscale.recipes.training.nonfinite import blame_forward, blame_gradient
 from microscale.recipes.training.state import Checkpoint, newest, restore, save
 from microscale.recipes.training.tokens import Data, Tokenizer, prepare
@@ -82,9 +83,13 @@ class _Run:
             restore(found, self.model, self.optimizer, world)
             self.step = found.step
             self._say_resumed(found)
+        self.monitor: Monitor | None = None
+        if config.monitor_every:
+            self.monitor = Monitor(config.out, self.model, world)
+            self.monitor.resume(self.step)
         self.called: nn.Module = self.model
         if config.compile:
-            self.called = torch.compile(self.model)  # type: ignore[assignment]
+            self.called = cast("nn.Module", torch.compile(self.model))
 
     def _new_model(self) -> GPT:
         config = self.config
@@ -115,11 +120,12 @@ class _Run:
         journal = self._open_journal()
         try:
             while self.step < self.config.steps_to_do:
+                looked = self._look()
                 row = self._one_step()
                 if self._is_due(config.evaluate_every):
                     row["validation"] = self.evaluate()
                 if journal is not None:
-                    journal.write(row)
+                    journal.write(row, looked.scalars() if looked else None)
                 if self._is_due(config.sample_every):
                     self._sample()
                 if self._is_due(config.save_every):
@@ -134,7 +140,8 @@ class _Run:
         rows = [] if journal is None else journal.rows
         tokens = (self.step - first) * config.batch * config.context
         count = config.shape.parameters(self.data.tokenizer.size, config.context)
-        return Trained(config, rows, first, seconds, tokens, count)
+        seen = [] if self.monitor is None else self.monitor.rows
+        return Trained(config, rows, first, seconds, tokens, count, seen)
 
     def _open_journal(self) -> Journal | None:
         if not self.world.first:
@@ -146,6 +153,21 @@ class _Run:
         """Whether something that is done every so many steps is to be done, or at the end."""
         last = self.step == self.config.steps_to_do
         return bool(every) and (self.step % every == 0 or last)
+
+    def _look(self) -> Look | None:
+        """Look at what the casts lose before a step is done, if it is one that is looked at."""
+        if self.monitor is None or self.step % self.config.monitor_every:
+            return None
+        self.model.train()
+        look = self.monitor.look(self.step + 1, self._first_part)
+        if warning := self.monitor.warn(look):
+            self.say(warning)
+        return look
+
+    def _first_part(self) -> None:
+        with self._wide():
+            value = loss(self.model, self._windows(self.parts[0]))
+        value.backward()
 
     # ------------------------------------------------------------ steps
 
@@ -161,7 +183,7 @@ class _Run:
             windows = self._windows(rows)
             with self._wide():
                 value = loss(self.called, windows) / config.accumulate
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             total += value.detach()
         mean = self.world.mean(total).item()
         if not math.isfinite(mean):
@@ -171,6 +193,8 @@ class _Run:
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if not math.isfinite(norm.item()):
             self._stop(mean, blame_gradient(self.model))
+        if self.monitor and (warning := self.monitor.warn_of_norm(self.step + 1, norm.item())):
+            self.say(warning)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
@@ -283,7 +307,7 @@ class _Run:
         weights = get_model_state_dict(self.model, options=whole)
         if self.world.first:
             weights.pop("head.weight", None)  # the table of tokens
-            tensors = {name: x.contiguous() for name, x in weights.items()}
+            tensors = {k: x.contiguous() for k, x in weights.items() if isinstance(x, Tensor)}
             write_file(self.config.out / WEIGHTS, to_bytes(tensors))
         self.world.wait()
 

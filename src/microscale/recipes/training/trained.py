@@ -1,6 +1,6 @@
 """What came out of a training run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from microscale.recipes.training.config import TrainConfig
@@ -17,6 +17,7 @@ class Trained:
         seconds: that this call took.
         tokens: that this call trained on.
         parameters: of the model.
+        monitored: rows of `monitor.csv`.
     """
 
     config: TrainConfig
@@ -25,6 +26,7 @@ class Trained:
     seconds: float
     tokens: int
     parameters: int
+    monitored: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def losses(self) -> list[tuple[int, float]]:

@@ -94,7 +94,11 @@ class World:
 
 @contextmanager
 def joined(device: str) -> Iterator[World]:
-    """Join the processes that `torchrun` started, or be alone."""
+    """Join the processes that `torchrun` started, or be alone.
+
+    A process group that is there is used and left as it is; a program that trains several times
+    makes its own, since one that is made twice may meet what is left of the first.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     place = torch.device(device if ":" in device or device == "cpu" else f"{device}:{local}")
@@ -103,8 +107,11 @@ def joined(device: str) -> Iterator[World]:
         return
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    mine = not dist.is_initialized()
+    if mine:
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
         yield World(dist.get_rank(), size, place)
     finally:
-        dist.destroy_process_group()
+        if mine:
+            dist.destroy_process_group()
