@@ -87,6 +87,17 @@ def test_an_operand_that_is_not_set_stays_in_the_wider_type() -> None:
     close(w.grad, e.mT @ x.detach())
 
 
+def test_blocks_of_wgrad_can_end_with_a_sample() -> None:
+    policy = Policy.of("mxint8", "mxfp6_e2m3", "mxfp8_e4m3", tokens="sample")
+    assert Policy.from_toml(policy.to_toml()) == policy
+    x, w = leaves((3, 40, 64), (48, 64))
+    e = doubles(3, 40, 48)
+    linear(x, w, policy=policy).backward(e)
+    left, right = cast(x.detach(), "mxfp6_e2m3", 1), cast(e, "mxfp8_e4m3", 1)
+    close(w.grad, torch.einsum("btn,btk->nk", right, left))
+    close(x.grad, cast(e, "mxfp8_e4m3") @ cast(w.detach(), "mxint8", 0))
+
+
 PAIRS = [
     ((40, 64), (64, 48)),
     ((3, 40, 64), (3, 64, 48)),

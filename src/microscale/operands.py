@@ -83,11 +83,15 @@ class Dgrad:
 
 @dataclass(frozen=True, slots=True)
 class Wgrad:
-    """Operands of the product that gives the gradient of the weight, cast along tokens."""
+    """Operands of the product that gives the gradient of the weight, cast along tokens.
+
+    Blocks run along the tokens of "all" samples, flattened, or of each "sample" for itself.
+    """
 
     input: Operand | None = None
     grad: Operand | None = None
     hadamard: int = 0
+    tokens: str = "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,7 @@ SWITCHES = ("matmul.scores", "matmul.values")
 CHOICES = {
     "convolution": ("channels", "window"),
     "vector": ("float32", "bfloat16", "bfloat16_away"),
+    "wgrad.tokens": ("all", "sample"),
 }
 """Settings that are one of several words, the first by default."""
 

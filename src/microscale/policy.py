@@ -107,6 +107,7 @@ class Policy:
         cache: Spelling = None,
         convolution: str = "channels",
         vector: str = "float32",
+        tokens: str = "all",
         scores: bool = True,
         values: bool = True,
         ignore: tuple[str, ...] = (),
@@ -124,6 +125,8 @@ class Policy:
             convolution: whether blocks run along "channels" or the whole "window".
             vector: the type that vector operations deliver, "float32", "bfloat16" or
                 "bfloat16_away" (ties away from zero).
+            tokens: whether blocks of wgrad run along the tokens of "all" samples or of each
+                "sample" for itself.
             scores: whether attention's product of queries and keys is quantized.
             values: whether attention's product of probabilities and values is quantized.
             ignore: patterns of modules to leave alone.
@@ -136,6 +139,7 @@ class Policy:
         """
         data: dict[str, object] = {
             "forward": {"input": activation, "weight": weight},
+            "wgrad": {"tokens": tokens},
             "matmul": {"scores": scores, "values": values},
             "storage": weight if storage == "weight" else storage,
             "cache": cache,
@@ -146,7 +150,7 @@ class Policy:
         }
         if grad is not None:
             data["dgrad"] = {"grad": grad, "weight": weight}
-            data["wgrad"] = {"input": activation, "grad": grad}
+            data["wgrad"] = {"input": activation, "grad": grad, "tokens": tokens}
         return _read(data, laws)
 
     @classmethod

@@ -15,13 +15,15 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
     # OCP MX v1.0: ties to even, float32 subnormals are numbers, vector operations as they are.
     "ocp": {},
     # arXiv 2310.10537 as its authors' library computes it: bfloat16 first and between all
-    # operations, ties away from zero in both casts, embedding tables left alone.
+    # operations, ties away from zero in both casts, embedding tables left alone; blocks of weight
+    # gradients end where a sample does.
     "paper": {
         "rounding": "away",
         "flush_subnormals": "block",
         "prerounding": "bfloat16",
         "vector": "bfloat16_away",
         "storage": None,
+        "tokens": "sample",
     },
 }
 

@@ -59,7 +59,10 @@ class Convolution:
 
     def of_right(self, left: Tensor, grad: Tensor, shape: torch.Size, gemm: Gemm) -> Tensor:
         """The gradient of the weight, operands cast along batch and positions."""
-        a, e = along_positions(left, gemm.left), along_positions(grad, gemm.right)
+        a, e = (
+            along_positions(x, operand, within=gemm.within)
+            for x, operand in ((left, gemm.left), (grad, gemm.right))
+        )
         a = self._padded(a)
         nothing = e.new_empty(1).expand(shape)
         found = self._gradients(e, a.to(e.dtype), nothing, (False, True, False))[1]
@@ -102,10 +105,12 @@ def check_rotations(backward: Backward | None) -> None:
         )
 
 
-def along_positions(x: Tensor, operand: Operand | None) -> Tensor:
-    """Cast [N, channels, ...] along batch and positions, flattened."""
+def along_positions(x: Tensor, operand: Operand | None, *, within: bool = False) -> Tensor:
+    """Cast [N, channels, ...] along batch and positions, flattened, or `within` each sample."""
     if operand is None:
         return x
+    if within:
+        return cast_operand(x.flatten(2), operand, -1).view(x.shape)
     channels = x.transpose(0, 1)
     return cast_operand(channels.flatten(1), operand, -1).view(channels.shape).transpose(0, 1)
 

@@ -40,12 +40,24 @@ class Gemm:
         left: of the gradient of the left factor, the gradient; of the right one's, the left factor.
         right: the other operand.
         hadamard: size of the random Hadamard transforms along the summed dimension, or 0.
+        within: whether blocks along tokens end where a sample does.
     """
 
     path: str
     left: Operand | None = None
     right: Operand | None = None
     hadamard: int = 0
+    within: bool = False
+
+    def over_tokens(self, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+        """Multiply [..., T, K], transposed, with [..., T, N]: summed over all but K and N."""
+        if not self.within:
+            return self.matmul(_rows(left).mT, _rows(right), dtype)
+        columns = left.mT
+        if self.hadamard:
+            columns, right = rotate(columns, right, self.hadamard)
+        a, b = cast_factor(columns, self.left, -1).mT, cast_factor(right, self.right, -2)
+        return self.unscaled(torch.matmul(_rows(a).mT.to(dtype), _rows(b).to(dtype)))
 
     def matmul(self, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
         """Multiply [..., M, R] with [..., R, N], cast along R, in `dtype`."""
@@ -116,7 +128,7 @@ def backward_of(
     if _is_weight(right):
         return Backward(
             Gemm("dgrad", dgrad.grad, dgrad.weight, turns[0]),
-            Gemm("wgrad", wgrad.input, wgrad.grad, turns[1]),
+            Gemm("wgrad", wgrad.input, wgrad.grad, turns[1], wgrad.tokens == "sample"),
             name,
             product,
             ("input", "weight"),
@@ -217,8 +229,7 @@ class _Linear:
         return gemm.matmul(_rows(grad), right, grad.dtype).reshape(shape)
 
     def of_right(self, left: Tensor, grad: Tensor, shape: torch.Size, gemm: Gemm) -> Tensor:
-        flat = _rows(left).mT, _rows(grad)
-        return gemm.matmul(*flat, grad.dtype).mT.reshape(shape)
+        return gemm.over_tokens(left, grad, grad.dtype).mT.reshape(shape)
 
     def of_bias(self, grad: Tensor) -> Tensor:
         return _rows(grad).sum(0)
@@ -238,7 +249,7 @@ class _Matmul:
 
     def of_right(self, left: Tensor, grad: Tensor, shape: torch.Size, gemm: Gemm) -> Tensor:
         if len(shape) == 2 < grad.dim():
-            return gemm.matmul(_rows(left).mT, _rows(grad), grad.dtype)
+            return gemm.over_tokens(left, grad, grad.dtype)
         return gemm.matmul(left.mT, grad, grad.dtype).sum_to_size(shape)
 
     def of_bias(self, grad: Tensor) -> Tensor:

@@ -29,8 +29,8 @@ def _transform(x: Tensor, matrix: Tensor) -> Tensor:
     filled = F.pad(x, (0, -x.shape[-1] % size)).unflatten(-1, (-1, size))
     # Autocast would round the result before its cast.
     with torch.autocast(x.device.type, enabled=False):
-        turned: Tensor = (filled @ matrix.to(x.dtype)).flatten(-2)
-        return turned
+        turned: Tensor = filled @ matrix.to(x.dtype)
+    return turned.flatten(-2)
 
 
 @lru_cache(maxsize=8)
