@@ -3,6 +3,7 @@
 Data only: no torch. `microscale.policy` puts these together.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,16 +30,19 @@ class Operand:
 
     format: BlockFormat
     options: Options = field(default_factory=Options)
-    prescale: float = 1.0
+    prescale: float | str = "1.0"
 
     def __post_init__(self) -> None:
         """Read a spelling; raise MicroscaleError for one that is not known."""
         object.__setattr__(self, "format", get_block_format(self.format))
-        if isinstance(self.prescale, bool) or not isinstance(self.prescale, (int, float)):
-            raise MicroscaleError(f"prescale={self.prescale!r} is not a number.")
-        if not 0 < self.prescale <= 1:
-            raise MicroscaleError(f"prescale={self.prescale!r} is not in (0, 1].")
-        object.__setattr__(self, "prescale", float(self.prescale))
+        try:
+            number = math.nan if isinstance(self.prescale, bool) else float(self.prescale)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not 0 < number <= 1:
+            raise MicroscaleError(f"prescale={self.prescale!r} is not a number in (0, 1].")
+        # As text: torch.compile takes a number in an object for one that may change.
+        object.__setattr__(self, "prescale", str(number))
 
     def __str__(self) -> str:
         """Return the format's spelling, and what is unusual about the cast."""
@@ -46,12 +50,17 @@ class Operand:
         return " ".join([str(self.format), *(f"{k}={v}" for k, v in unusual.items())])
 
     @property
+    def factor(self) -> float:
+        """What values are multiplied with before the cast."""
+        return float(self.prescale)
+
+    @property
     def laws(self) -> dict[str, Any]:
         """How values are cast, as keywords of `cast` and `quantize`."""
         return dict(self.options.by_name())
 
     def _unusual(self) -> dict[str, Any]:
-        scaled = {} if self.prescale == 1 else {"prescale": self.prescale}
+        scaled = {} if self.factor == 1 else {"prescale": self.factor}
         return self.options.unusual() | scaled
 
     def to_data(self) -> str | dict[str, Any]:
@@ -148,9 +157,9 @@ def check_setting(place: str, setting: Setting) -> None:
         raise MicroscaleError(f"policy {place} is {setting!r}; write {' or '.join(words)}.")
     if place.endswith(ROTATIONS):
         _check_rotation(place, setting)
-    if isinstance(setting, Operand) and setting.prescale != 1 and not place.endswith(_SCALED):
+    if isinstance(setting, Operand) and setting.factor != 1 and not place.endswith(_SCALED):
         raise MicroscaleError(
-            f"policy {place} has prescale={setting.prescale}; only operands of dgrad and wgrad, "
+            f"policy {place} has prescale={setting.factor}; only operands of dgrad and wgrad, "
             "whose products are divided by it, may have one."
         )
     if not isinstance(setting, Operand) or setting.format.block != "channel":

@@ -86,7 +86,7 @@ def cast_operand(x: Tensor, operand: Operand | None, axis: int) -> Tensor:
 
 def cast_values(x: Tensor, operand: Operand, axis: int) -> Tensor:
     """Cast `x` as `cast_operand` does, unseen by watchers."""
-    x = x if operand.prescale == 1 else x * operand.prescale
+    x = x if operand.factor == 1 else x * operand.factor
     values: Tensor = cast(x, operand.format, axis, **operand.laws)
     return values
 

@@ -70,7 +70,7 @@ class Gemm:
         """Divide by what the operands were multiplied with before their casts."""
         factor = 1.0
         for operand in (self.left, self.right):
-            factor *= 1.0 if operand is None else operand.prescale
+            factor *= 1.0 if operand is None else operand.factor
         return product if factor == 1 else product / factor
 
 

@@ -220,6 +220,8 @@ class _Study:
     def _activation(self, name: str) -> str:
         """The inputs of a layer, or the factors of attention's two products in their order."""
         module = self.model.get_submodule(name)
+        if isinstance(module, nn.Embedding):
+            return "rows"
         if not list(module.children()):
             return "input"
         names = ("query", "key", "probabilities", "value")
