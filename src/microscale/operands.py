@@ -23,9 +23,8 @@ _KEYS = ("format", "prescale", *(law.argument() for law in LAWS))
 class Operand:
     """A block format and how values are cast to it. The format's spelling is accepted.
 
-    `prescale` is what values are multiplied with before the cast; the product is divided by it. It
-    is for operands of the backward pass: 3/4 keeps MXFP4 with floor scales from saturating, so that
-    stochastic rounding is unbiased (2502.20586).
+    `prescale` is what values are multiplied with before the cast, scales included; the product is
+    divided by it. It is for operands of the backward pass (2502.20586; `policies/mxfp4.toml`).
     """
 
     format: BlockFormat

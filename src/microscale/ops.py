@@ -236,6 +236,28 @@ _library.impl("packed_linear", _packed_linear_cpu, "CPU")
 _library.impl("packed_product", _packed_product_cpu, "CPU")
 
 
+# ---------------------------------------------------------------- random signs
+
+
+def _signs(left: Tensor, right: Tensor, count: int) -> Tensor:  # noqa: ARG001
+    """`count` times -1 or 1 for a product of two operands, from PyTorch's generator."""
+    return (torch.randint(0, 2, (count,)) * 2 - 1).to(left.device)
+
+
+def _signs_fake(left: Tensor, right: Tensor, count: int) -> Tensor:  # noqa: ARG001
+    return left.new_empty((count,), dtype=torch.int64)
+
+
+# An operator that takes the operands, one of which is a gradient: what depends on nothing compiled
+# code draws twice, in the forward graph for one operand and in the backward graph for the other.
+_library.define(
+    "signs(Tensor left, Tensor right, int count) -> Tensor",
+    tags=(torch.Tag.nondeterministic_seeded,),
+)
+_library.impl("signs", _signs, "CompositeExplicitAutograd")
+torch.library.register_fake("microscale::signs", _signs_fake, lib=_library)
+
+
 # ---------------------------------------------------------------- calls past the dispatcher
 
 # Dispatch keys of tensors that go to the CPU's kernels and nowhere else: made with and without

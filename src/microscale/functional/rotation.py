@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import microscale.ops  # noqa: F401  (registers the operators)
+
 
 def rotate(left: Tensor, right: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Transform left [..., M, R] along R and right [..., R, N] likewise, in blocks of `size`.
@@ -19,8 +21,8 @@ def rotate(left: Tensor, right: Tensor, size: int) -> tuple[Tensor, Tensor]:
     R is filled up to a multiple of `size`. The signs come from PyTorch's generator, so that a
     seeded run can be repeated.
     """
-    signs = torch.randint(0, 2, (size, 1)) * 2 - 1
-    matrix = (signs * _hadamard(size)).to(left.device)
+    signs: Tensor = torch.ops.microscale.signs(left, right, size).unsqueeze(1)
+    matrix = signs * _hadamard(size).to(left.device)
     return _transform(left, matrix), _transform(right.mT, matrix).mT
 
 
