@@ -369,7 +369,7 @@ def test_compiled_gradients_are_the_same_bits() -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.filterwarnings(INSIDE_DYNAMO)
+@pytest.mark.filterwarnings(INSIDE_DYNAMO, "ignore:.*script_method:DeprecationWarning")
 def test_compiled_rotations_are_one_for_both_operands() -> None:
     """The partition of the graph into forward and backward must not draw the signs twice."""
     torch._dynamo.reset()

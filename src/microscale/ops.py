@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from microscale.kernels import reference
+from microscale.kernels import reference, rotation
 from microscale.kernels.native import casts as native
 from microscale.kernels.native import products
 from microscale.kernels.plan import plan
@@ -236,26 +236,21 @@ _library.impl("packed_linear", _packed_linear_cpu, "CPU")
 _library.impl("packed_product", _packed_product_cpu, "CPU")
 
 
-# ---------------------------------------------------------------- random signs
+# ---------------------------------------------------------------- random rotations
 
 
-def _signs(left: Tensor, right: Tensor, count: int) -> Tensor:  # noqa: ARG001
-    """`count` times -1 or 1 for a product of two operands, from PyTorch's generator."""
-    return (torch.randint(0, 2, (count,)) * 2 - 1).to(left.device)
+def _rotation_fake(left: Tensor, right: Tensor, size: int) -> Tensor:
+    return left.new_empty((size, size), dtype=torch.float64)
 
 
-def _signs_fake(left: Tensor, right: Tensor, count: int) -> Tensor:  # noqa: ARG001
-    return left.new_empty((count,), dtype=torch.int64)
-
-
-# An operator that takes the operands, one of which is a gradient: what depends on nothing compiled
-# code draws twice, in the forward graph for one operand and in the backward graph for the other.
+# It takes the operands, one of which is a gradient: what depends on nothing compiled code draws
+# twice, in the forward graph for one operand and in the backward graph for the other.
 _library.define(
-    "signs(Tensor left, Tensor right, int count) -> Tensor",
+    "rotation(Tensor left, Tensor right, int size) -> Tensor",
     tags=(torch.Tag.nondeterministic_seeded,),
 )
-_library.impl("signs", _signs, "CompositeExplicitAutograd")
-torch.library.register_fake("microscale::signs", _signs_fake, lib=_library)
+_library.impl("rotation", rotation.draw, "CompositeExplicitAutograd")
+torch.library.register_fake("microscale::rotation", _rotation_fake, lib=_library)
 
 
 # ---------------------------------------------------------------- calls past the dispatcher

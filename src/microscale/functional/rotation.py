@@ -6,8 +6,6 @@ product is what it was, while each operand's outliers are spread over their bloc
 (2502.20586, 2509.25149). A last block that is short is filled with zeros, which add nothing.
 """
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,8 +19,7 @@ def rotate(left: Tensor, right: Tensor, size: int) -> tuple[Tensor, Tensor]:
     R is filled up to a multiple of `size`. The signs come from PyTorch's generator, so that a
     seeded run can be repeated.
     """
-    signs: Tensor = torch.ops.microscale.signs(left, right, size).unsqueeze(1)
-    matrix = signs * _hadamard(size).to(left.device)
+    matrix: Tensor = torch.ops.microscale.rotation(left, right, size)
     return _transform(left, matrix), _transform(right.mT, matrix).mT
 
 
@@ -32,13 +29,4 @@ def _transform(x: Tensor, matrix: Tensor) -> Tensor:
     # Autocast would round the result before its cast.
     with torch.autocast(x.device.type, enabled=False):
         turned: Tensor = filled @ matrix.to(x.dtype)
-    return turned.flatten(-2)
-
-
-@lru_cache(maxsize=8)
-def _hadamard(size: int) -> Tensor:
-    """The orthogonal matrix [size, size] in float64; `size` is a power of two."""
-    matrix = torch.ones(1, 1, dtype=torch.float64)
-    while len(matrix) < size:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix / size**0.5
+    return torch.flatten(turned, -2)
