@@ -17,6 +17,7 @@ from microscale.recipes.training.train import read_model
 from microscale.recipes.training.world import World
 
 SMALL = Size(2, 32, 1, 3e-3)
+pytestmark = pytest.mark.slow
 DRIVER = """
 import sys
 from dataclasses import replace
