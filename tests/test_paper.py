@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from microscale import functional
 from microscale.cast import cast
 from microscale.convert import convert
-from microscale.errors import MicroscaleError
 from microscale.functional.vector import deliver
 from microscale.policy import Policy
 from microscale.spelling import get_block_format
@@ -353,9 +352,39 @@ def test_difference_output_sizes_of_transposed_convolutions() -> None:
     assert layer(torch.randn(1, 4, 5, 5), output_size=(12, 12)).shape == (1, 3, 12, 12)
 
 
-def test_difference_the_backward_pass_is_refused_by_name() -> None:
-    """The library has one, with axes of its own (docs/peers.md)."""
+def test_gradients_of_a_linear_layer_are_the_library_s() -> None:
+    """Blocks of the weight's gradient run along the sequence of one sample."""
+    policy = Policy.named("paper", "mxfp4", "mxfp6_e2m3", "mxfp6_e3m2")
+    x, w = torch.randn(3, 40, 64), nn.Parameter(torch.randn(48, 64))
+    x.requires_grad_()
+    e = torch.randn(3, 40, 48)
+    functional.linear(x, w, policy=policy).backward(e)
+    of_input = library_cast(e, "mxfp6_e3m2") @ library_cast(w.detach(), "mxfp4", 0)
+    left = library_cast(x.detach(), "mxfp6_e2m3", 1)
+    of_weight = np.einsum("btn,btk->nk", library_cast(e, "mxfp6_e3m2", 1), left)
+    assert x.grad is not None
+    assert w.grad is not None
+    np.testing.assert_allclose(to_numpy(x.grad), of_input, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(to_numpy(w.grad), of_weight, rtol=1e-5, atol=1e-4)
+
+
+def test_difference_gradients_of_convolutions_sum_over_positions_of_a_sample() -> None:
+    """The library takes blocks along the batch; each has its own formats here."""
     policy = Policy.named("paper", "mxfp4", "mxfp4", "mxfp6_e3m2")
-    assert str(policy.wgrad.grad).startswith("mxfp6_e3m2 rounding=away")
-    with pytest.raises(MicroscaleError, match="wgrad"):
-        convert(nn.Linear(2, 2), policy, verbose=False)
+    layer = nn.Conv1d(8, 8, 1, bias=False)
+    convert(layer, policy, verbose=False)
+    x, e = torch.randn(3, 8, 40), torch.randn(3, 8, 40)
+    layer(x).backward(e)
+    left, right = library_cast(x, "mxfp4", 2), library_cast(e, "mxfp6_e3m2", 2)
+    expected = np.einsum("bnt,bkt->nk", right, left)
+    assert layer.weight.grad is not None
+    np.testing.assert_allclose(to_numpy(layer.weight.grad[..., 0]), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_difference_gradients_are_not_rounded_between_operations() -> None:
+    """The library rounds what each backward product gives to bfloat16."""
+    policy = Policy.named("paper", "mxfp4", "mxfp4", "mxfp4")
+    x, w = torch.randn(4, 64, requires_grad=True), nn.Parameter(torch.randn(48, 64))
+    functional.linear(x, w, policy=policy).backward(torch.randn(4, 48))
+    assert x.grad is not None
+    assert (x.grad != x.grad.bfloat16().float()).any()

@@ -225,7 +225,7 @@ def test_unknown_profiles_are_refused(spelling: str) -> None:
         Policy.parse(spelling)
 
 
-@pytest.mark.parametrize("spelling", ["", "/", "mxfp4/", "/mxfp4", "mxfp4/mxfp4/mxfp4"])
+@pytest.mark.parametrize("spelling", ["", "/", "mxfp4/", "/mxfp4", "mxfp4/mxfp4/mxfp4/mxfp4"])
 def test_bad_pairs_are_refused(spelling: str) -> None:
     with pytest.raises(MicroscaleError, match="not a format or a pair"):
         Policy.parse(spelling)

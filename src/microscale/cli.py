@@ -448,6 +448,47 @@ def search(  # noqa: PLR0913  (its options)
         )
 
 
+@app.command()
+def train(
+    config: Annotated[
+        Path, typer.Option(metavar="FILE", help="Settings of the run (TOML); docs/training.md.")
+    ],
+    *,
+    steps: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Number of steps; auto reckons by Kaplan's rule."),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POLICY",
+            help="A training policy (mxfp8, nvfp4, mxfp4), a file, or formats such as "
+            "mxfp4/mxfp6_e3m2 (weight/activation; gradients as activations).",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the run.")] = None,
+    monitor: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Look at what the casts lose every N steps; a picture."),
+    ] = None,
+    json_file: JsonFile = None,
+    picture: Picture = None,
+) -> None:
+    """Train a small GPT from scratch in narrow formats; the same command goes on after a kill."""
+    with _clean_exit():
+        from microscale.commands.train import run_train
+
+        run_train(
+            config,
+            steps=steps,
+            policy=policy,
+            out=out,
+            monitor=monitor,
+            json_file=json_file,
+            picture=picture,
+        )
+
+
 def main() -> None:
     """Run the command line."""
     # Threads that spin while they wait make a busy machine many times slower (docs/log.md). The

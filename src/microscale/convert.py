@@ -41,7 +41,7 @@ def convert(model: nn.Module, policy: Policy | str, *, verbose: bool = True) -> 
 
     Raises:
         MicroscaleError: a policy that cannot be carried out, with a pattern that matches no
-            module, or with operands of the backward pass, before anything is changed.
+            module, before anything is changed.
     """
     policy = Policy.parse(policy) if isinstance(policy, str) else policy
     if not isinstance(policy, Policy):
@@ -130,12 +130,7 @@ def _check_patterns(policy: Policy, names: list[str]) -> None:
 
 
 def _check_operands(policy: Policy) -> None:
-    """Refuse what this version cannot do: a backward pass, casts that `cast` refuses."""
-    if backward := policy.backward_operands:
-        raise MicroscaleError(
-            f"policy {backward[0]} is set, but only the forward pass is quantized in this "
-            "version; leave dgrad and wgrad away."
-        )
+    """Refuse casts that `cast` refuses."""
     settings = [(path, policy.setting(path)) for path in PATHS]
     for pattern, overridden in policy.overrides:
         settings += [(f"overrides.{pattern!r}.{path}", setting) for path, setting in overridden]

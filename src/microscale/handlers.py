@@ -28,6 +28,7 @@ from microscale.functional.conv_transpose import (
     conv_transpose3d,
 )
 from microscale.functional.embedding import embedding, embedding_bag
+from microscale.functional.flow import add_product, backward_of, multiply
 from microscale.functional.linear import linear, matmul
 from microscale.functional.multihead import Projections, multi_head_attention
 from microscale.functional.product import cast_pair, plain, uncastable, unfit
@@ -50,6 +51,9 @@ class Scope(Protocol):
 Handler = Callable[..., Any]
 
 
+_FORWARD_ONLY = "its backward pass cannot run on cast operands as the policy asks"
+
+
 def _two(*names: str) -> Handler:
     """Handle a product of two operands, the second of which may be given by one of these names."""
 
@@ -59,6 +63,11 @@ def _two(*names: str) -> Handler:
             return scope.leave(func, left, right, *rest, reason=reason, **kwargs)
         site, product = scope.site, PRODUCTS[func]
         with plain():
+            if backward_of(left, right, site.policy, site.name, product):
+                if rest or kwargs:
+                    return scope.leave(func, left, right, *rest, reason=_FORWARD_ONLY, **kwargs)
+                named: Any = {"policy": site.policy, "name": site.name, "product": product}
+                return deliver(multiply(left, right, **named), site.policy)
             pair = cast_pair(left, right, policy=site.policy, name=site.name, product=product)
             return _delivered(func(*pair, *rest, **kwargs), (None, kwargs.get("out")), site)
 
@@ -74,8 +83,13 @@ def _three(*names: str) -> Handler:
             return scope.leave(func, added, left, right, *rest, reason=reason, **kwargs)
         site, product = scope.site, PRODUCTS[func]
         with plain():
-            pair = cast_pair(left, right, policy=site.policy, name=site.name, product=product)
-            result = func(added, *pair, *rest, **kwargs)
+            named: Any = {"policy": site.policy, "name": site.name, "product": product}
+            if not rest:
+                result = add_product(added, left, right, func, **named, **kwargs)
+            elif backward_of(left, right, site.policy, site.name, product):
+                return scope.leave(func, added, left, right, *rest, reason=_FORWARD_ONLY, **kwargs)
+            else:
+                result = func(added, *cast_pair(left, right, **named), *rest, **kwargs)
             return _delivered(result, (added, kwargs.get("out")), site)
 
     return handle

@@ -3,6 +3,7 @@
 Data only: no torch. `microscale.policy` puts these together.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,33 +16,55 @@ from microscale.spelling import get_block_format
 WIDE = "fp32"
 """How an operand that is not quantized is written."""
 
-_KEYS = ("format", *(law.argument() for law in LAWS))
+_KEYS = ("format", "prescale", *(law.argument() for law in LAWS))
 
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """A block format and how values are cast to it. The format's spelling is accepted."""
+    """A block format and how values are cast to it. The format's spelling is accepted.
+
+    `prescale` is what values are multiplied with before the cast, scales included; the product is
+    divided by it. It is for operands of the backward pass (2502.20586; `policies/mxfp4.toml`).
+    """
 
     format: BlockFormat
     options: Options = field(default_factory=Options)
+    prescale: float | str = "1.0"
 
     def __post_init__(self) -> None:
         """Read a spelling; raise MicroscaleError for one that is not known."""
         object.__setattr__(self, "format", get_block_format(self.format))
+        try:
+            number = math.nan if isinstance(self.prescale, bool) else float(self.prescale)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not 0 < number <= 1:
+            raise MicroscaleError(f"prescale={self.prescale!r} is not a number in (0, 1].")
+        # As text: torch.compile takes a number in an object for one that may change.
+        object.__setattr__(self, "prescale", str(number))
 
     def __str__(self) -> str:
         """Return the format's spelling, and what is unusual about the cast."""
-        unusual = self.options.unusual()
+        unusual = self._unusual()
         return " ".join([str(self.format), *(f"{k}={v}" for k, v in unusual.items())])
+
+    @property
+    def factor(self) -> float:
+        """What values are multiplied with before the cast."""
+        return float(self.prescale)
 
     @property
     def laws(self) -> dict[str, Any]:
         """How values are cast, as keywords of `cast` and `quantize`."""
         return dict(self.options.by_name())
 
-    def to_data(self) -> str | dict[str, str]:
+    def _unusual(self) -> dict[str, Any]:
+        scaled = {} if self.factor == 1 else {"prescale": self.factor}
+        return self.options.unusual() | scaled
+
+    def to_data(self) -> str | dict[str, Any]:
         """Return the spelling alone, or a table where the cast is not the usual one."""
-        unusual = self.options.unusual()
+        unusual = self._unusual()
         return {"format": str(self.format), **unusual} if unusual else str(self.format)
 
 
@@ -63,14 +86,20 @@ class Dgrad:
 
     grad: Operand | None = None
     weight: Operand | None = None
+    hadamard: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Wgrad:
-    """Operands of the product that gives the gradient of the weight, cast along tokens."""
+    """Operands of the product that gives the gradient of the weight, cast along tokens.
+
+    Blocks run along the tokens of "all" samples, flattened, or of each "sample" for itself.
+    """
 
     input: Operand | None = None
     grad: Operand | None = None
+    hadamard: int = 0
+    tokens: str = "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +112,7 @@ class Matmul:
     values: bool = True
 
 
-Setting = Operand | bool | str | None
+Setting = Operand | bool | str | int | None
 Settings = tuple[tuple[str, Setting], ...]
 """What is set at some of the paths, in the order of the paths."""
 
@@ -105,13 +134,18 @@ SWITCHES = ("matmul.scores", "matmul.values")
 CHOICES = {
     "convolution": ("channels", "window"),
     "vector": ("float32", "bfloat16", "bfloat16_away"),
+    "wgrad.tokens": ("all", "sample"),
 }
 """Settings that are one of several words, the first by default."""
 
-SETTINGS = (*PATHS, *SWITCHES, *CHOICES)
+ROTATIONS = ("dgrad.hadamard", "wgrad.hadamard")
+"""Sizes of random Hadamard transforms of both operands of a product, 0 for none."""
+
+SETTINGS = (*PATHS, *SWITCHES, *CHOICES, *ROTATIONS)
 """Everything that can be set for one module."""
 
 _WEIGHTS = ("forward.weight", "dgrad.weight", "storage")
+_SCALED = ("dgrad.grad", "dgrad.weight", "wgrad.input", "wgrad.grad")
 _SECTIONS = ("forward", "dgrad", "wgrad", "matmul")
 
 
@@ -120,6 +154,13 @@ def check_setting(place: str, setting: Setting) -> None:
     words = next((words for path, words in CHOICES.items() if place.endswith(path)), None)
     if words is not None and setting not in words:
         raise MicroscaleError(f"policy {place} is {setting!r}; write {' or '.join(words)}.")
+    if place.endswith(ROTATIONS):
+        _check_rotation(place, setting)
+    if isinstance(setting, Operand) and setting.factor != 1 and not place.endswith(_SCALED):
+        raise MicroscaleError(
+            f"policy {place} has prescale={setting.factor}; only operands of dgrad and wgrad, "
+            "whose products are divided by it, may have one."
+        )
     if not isinstance(setting, Operand) or setting.format.block != "channel":
         return
     if not place.endswith(_WEIGHTS):
@@ -164,11 +205,20 @@ def read_settings(place: str, data: Mapping[str, object], laws: Mapping[str, str
 def _setting(place: str, path: str, value: object, laws: Mapping[str, str]) -> Setting:
     if path in CHOICES:
         return str(value)
+    if path in ROTATIONS:
+        _check_rotation(place, value)
+        return int(str(value))
     if path not in SWITCHES:
         return _operand(place, value, laws)
     if not isinstance(value, bool):
         raise MicroscaleError(f"{place} is {value!r}; write true or false.")
     return value
+
+
+def _check_rotation(place: str, value: object) -> None:
+    size = value if isinstance(value, int) and not isinstance(value, bool) else -1
+    if size < 0 or size == 1 or size & (size - 1):
+        raise MicroscaleError(f"{place} is {value!r}; write a power of two such as 16, or 0.")
 
 
 def _operand(place: str, value: object, laws: Mapping[str, str]) -> Operand | None:
@@ -185,7 +235,8 @@ def _operand(place: str, value: object, laws: Mapping[str, str]) -> Operand | No
     if "format" not in written:
         raise MicroscaleError(f"{place} is {value!r}, which names no format.")
     try:
-        return Operand(written.pop("format"), Options(**written))
+        prescale = written.pop("prescale", 1.0)
+        return Operand(written.pop("format"), Options(**written), prescale)
     except MicroscaleError as error:
         raise MicroscaleError(f"{place}: {error}") from error
 

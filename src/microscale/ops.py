@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from microscale.kernels import reference
+from microscale.kernels import reference, rotation
 from microscale.kernels.native import casts as native
 from microscale.kernels.native import products
 from microscale.kernels.plan import plan
@@ -234,6 +234,23 @@ _define(
 )
 _library.impl("packed_linear", _packed_linear_cpu, "CPU")
 _library.impl("packed_product", _packed_product_cpu, "CPU")
+
+
+# ---------------------------------------------------------------- random rotations
+
+
+def _rotation_fake(left: Tensor, right: Tensor, size: int) -> Tensor:
+    return left.new_empty((size, size), dtype=torch.float64)
+
+
+# It takes the operands, one of which is a gradient: what depends on nothing compiled code draws
+# twice, in the forward graph for one operand and in the backward graph for the other.
+_library.define(
+    "rotation(Tensor left, Tensor right, int size) -> Tensor",
+    tags=(torch.Tag.nondeterministic_seeded,),
+)
+_library.impl("rotation", rotation.draw, "CompositeExplicitAutograd")
+torch.library.register_fake("microscale::rotation", _rotation_fake, lib=_library)
 
 
 # ---------------------------------------------------------------- calls past the dispatcher

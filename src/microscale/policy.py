@@ -44,6 +44,7 @@ from microscale.formats import BlockFormat
 from microscale.operands import (
     CHOICES,
     PATHS,
+    ROTATIONS,
     SETTINGS,
     WIDE,
     Dgrad,
@@ -59,7 +60,7 @@ from microscale.operands import (
     read_settings,
     table,
 )
-from microscale.profiles import FORMATS, PROFILES, USUAL
+from microscale.profiles import FORMATS, PROFILES, USUAL, policy_files
 
 _BACKWARD = ("dgrad.", "wgrad.")
 
@@ -96,7 +97,7 @@ class Policy:
                 check_setting(f"overrides.{pattern!r}.{path}", setting)
 
     @classmethod
-    def of(
+    def of(  # noqa: PLR0913  (everything that can be set)
         cls,
         weight: Spelling = None,
         activation: Spelling = None,
@@ -107,6 +108,7 @@ class Policy:
         matmul: Spelling = "activation",
         convolution: str = "channels",
         vector: str = "float32",
+        tokens: str = "all",
         scores: bool = True,
         values: bool = True,
         ignore: tuple[str, ...] = (),
@@ -125,6 +127,8 @@ class Policy:
             convolution: whether blocks run along "channels" or the whole "window".
             vector: the type that vector operations deliver, "float32", "bfloat16" or
                 "bfloat16_away" (ties away from zero).
+            tokens: whether blocks of wgrad run along the tokens of "all" samples or of each
+                "sample" for itself.
             scores: whether attention's product of queries and keys is quantized.
             values: whether attention's product of probabilities and values is quantized.
             ignore: patterns of modules to leave alone.
@@ -138,6 +142,7 @@ class Policy:
         pair = activation if matmul == "activation" else matmul
         data: dict[str, object] = {
             "forward": {"input": activation, "weight": weight},
+            "wgrad": {"tokens": tokens},
             "matmul": {"left": pair, "right": pair, "scores": scores, "values": values},
             "storage": weight if storage == "weight" else storage,
             "cache": cache,
@@ -148,7 +153,7 @@ class Policy:
         }
         if grad is not None:
             data["dgrad"] = {"grad": grad, "weight": weight}
-            data["wgrad"] = {"input": activation, "grad": grad}
+            data["wgrad"] = {"input": activation, "grad": grad, "tokens": tokens}
         return _read(data, laws)
 
     @classmethod
@@ -163,11 +168,20 @@ class Policy:
         """Fill all operands as `of` does, with the settings of one of `PROFILES`.
 
         These are "ocp", "paper", "fp8_amax" and "fp8_cscale"; without formats the last two take
-        those of `FORMATS`. `further` are keywords of `of`, which come before the profile's. Raises
-        MicroscaleError.
+        those of `FORMATS`. `further` are keywords of `of`, which come before the profile's. The
+        names of whole policies ("mxfp8", "nvfp4", "mxfp4") stand alone: they are the files of
+        `microscale/policies`. Raises MicroscaleError.
         """
+        files = policy_files()
+        if profile in files:
+            if further or any(x is not None for x in (weight, activation, grad)):
+                raise MicroscaleError(
+                    f"policy {profile!r} says all formats itself; copy {str(files[profile])!r} and "
+                    "change that."
+                )
+            return cls.read(files[profile])
         if profile not in PROFILES:
-            near = near_names(profile, PROFILES)
+            near = near_names(profile, [*PROFILES, *files])
             raise MicroscaleError(f"profile {profile!r} is not known.{near}")
         if weight is None and activation is None:
             weight = activation = FORMATS.get(profile)
@@ -177,14 +191,17 @@ class Policy:
     def parse(cls, spelling: str) -> "Policy":
         """Read a pair `weight/activation`, or one format for both; "fp32" is not quantized.
 
-        A profile may stand before it, as in `paper:mxfp4/mxfp6_e2m3`, and one with formats of its
+        A third format is that of gradients, whose backward products are then quantized too. A
+        profile may stand before them, as in `paper:mxfp4/mxfp6_e2m3`, and one with formats of its
         own alone (`fp8_amax`). Raises MicroscaleError for profiles and formats that are not known,
         and formats that activations cannot have.
         """
         if (name := spelling.strip().lower()) in FORMATS:
             return cls.named(name)
         profile, colon, pair = spelling.rpartition(":")
-        return cls.named(profile.strip().lower() if colon else USUAL, *_pair(pair))
+        *forward, grad = pair.split("/") if pair.count("/") == 2 else (pair, WIDE)
+        formats = *_pair("/".join(forward)), None if grad.strip().lower() == WIDE else grad.strip()
+        return cls.named(profile.strip().lower() if colon else USUAL, *formats)
 
     @classmethod
     def read(cls, path: str | Path) -> "Policy":
@@ -201,19 +218,23 @@ class Policy:
 
     def __str__(self) -> str:
         """Return the spelling that `parse` reads, marked where the policy holds more than that."""
-        operands = (self.forward.weight, self.forward.input)
-        formats = [None if x is None else x.format for x in operands]
-        weight, activation = (str(x) if x else WIDE for x in formats)
-        pair = weight if weight == activation else f"{weight}/{activation}"
+        used = self.forward.weight, self.forward.input, self.dgrad.grad
+        formats = [x and x.format for x in used]
+        weight, activation, grad = (str(x) if x else WIDE for x in formats)
+        pair = weight if weight == activation and grad == WIDE else f"{weight}/{activation}"
+        pair += "" if grad == WIDE else f"/{grad}"
         profiles = [name for name in PROFILES if self == Policy.named(name, *formats)]
-        if not profiles:
-            return f"{pair} (with further settings)"
         if own := [name for name in profiles if pair == FORMATS.get(name)]:
             return own[0]
-        # fp8_amax and fp8_cscale differ in formats alone: a scale that is settled, or not.
-        settled = any(x is not None and x.scale.value is not None for x in formats)
-        profile = profiles[-1 if settled else 0]
-        return pair if profile == USUAL else f"{profile}:{pair}"
+        if profiles:
+            # fp8_amax and fp8_cscale differ in formats alone: a scale that is settled, or not.
+            settled = any(x is not None and x.scale.value is not None for x in formats)
+            profile = profiles[-1 if settled else 0]
+            return pair if profile == USUAL else f"{profile}:{pair}"
+        for name, path in policy_files().items() if self.backward_operands else ():
+            if self == Policy.read(path):
+                return f"training policy {name}"
+        return f"{pair} (with further settings)"
 
     def setting(self, path: str) -> Setting:
         """Return what stands at one of `SETTINGS`, such as "forward.input"."""
@@ -246,7 +267,8 @@ class Policy:
 
     def to_dict(self) -> dict[str, object]:
         """Return plain data that `from_dict` reads back exactly."""
-        usual = {path: words[0] for path, words in CHOICES.items()} | {"cache": None}
+        usual: dict[str, Setting] = {path: words[0] for path, words in CHOICES.items()}
+        usual |= {"cache": None, **dict.fromkeys(ROTATIONS, 0)}
         settings = {path: self.setting(path) for path in SETTINGS}
         settings = {k: v for k, v in settings.items() if k not in usual or v != usual[k]}
         data = nested((k, v) for k, v in settings.items() if v or not k.startswith(_BACKWARD))

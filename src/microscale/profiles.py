@@ -5,6 +5,7 @@ separates a profile from its model beyond these choices is listed in docs/peers.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 USUAL = "ocp"
@@ -16,13 +17,15 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
     # OCP MX v1.0: ties to even, float32 subnormals are numbers, vector operations as they are.
     "ocp": {},
     # arXiv 2310.10537 as its authors' library computes it: bfloat16 first and between all
-    # operations, ties away from zero in both casts, embedding tables left alone.
+    # operations, ties away from zero in both casts, embedding tables left alone; blocks of weight
+    # gradients end where a sample does.
     "paper": {
         "rounding": "away",
         "flush_subnormals": "block",
         "prerounding": "bfloat16",
         "vector": "bfloat16_away",
         "storage": None,
+        "tokens": "sample",
     },
     # arXiv 2309.17224: products with weights alone in FP8, each tensor scaled by 2^b (b is minus
     # the exponent of the scale here). FP8-AMAX: b = floor(log2(largest / amax)) of each tensor.
@@ -37,3 +40,10 @@ FORMATS: Mapping[str, str] = {
     "fp8_cscale": "fp8_e4m3fnuz-tensor-at1",
 }
 """The format of weights and activations of a profile that is named without one."""
+
+_FILES = Path(__file__).with_name("policies")
+
+
+def policy_files() -> dict[str, Path]:
+    """The policies that come with the package, by name: files to read and to copy from."""
+    return {path.stem: path for path in sorted(_FILES.glob("*.toml"))}

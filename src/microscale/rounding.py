@@ -7,7 +7,7 @@ exponent and the value of the largest element.
 
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, Self
 
 from microscale.errors import MicroscaleError, near_names
@@ -26,7 +26,6 @@ class Law(StrEnum):
         return member
 
     @classmethod
-    @cache
     def argument(cls) -> str:
         """The name of the argument that takes this enumeration."""
         return "".join(("_" + c.lower()) if c.isupper() else c for c in cls.__name__).lstrip("_")

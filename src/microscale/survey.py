@@ -247,6 +247,8 @@ def _operands(module: nn.Module, policy: Policy) -> dict[str, Operand | None]:
     if isinstance(module, _TABLES):
         return {"table": policy.storage}
     roles = {"weight": policy.forward.weight, "input": policy.forward.input}
+    backward = {path: policy.setting(path) for path in policy.backward_operands}
+    roles |= {path: operand for path, operand in backward.items() if isinstance(operand, Operand)}
     matmul = policy.matmul
     if isinstance(module, nn.Bilinear):
         roles |= {"halfway": matmul.left, "first input": matmul.right}

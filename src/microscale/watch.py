@@ -73,6 +73,35 @@ def tell(x: Tensor, operand: Operand, axis: int, *, weight: bool) -> None:
         watcher(x, operand, axis, weight)
 
 
+@dataclass(slots=True, eq=False)
+class Place:
+    """Where a backward product runs: its module, what it is of, and the operands to be cast."""
+
+    module: str
+    product: str
+    operands: list[str]
+
+
+_place: list[Place] = []
+
+
+def enter_backward(module: str, product: str, operands: list[str]) -> None:
+    """Say that a backward product begins, whose `operands` are cast in this order."""
+    if not torch.compiler.is_compiling() and _watchers:
+        _place[:] = [Place(module, product, operands)]
+
+
+def leave_backward() -> None:
+    """Say that it is over."""
+    if not torch.compiler.is_compiling():
+        _place.clear()
+
+
+def backward_place() -> Place | None:
+    """The backward product that runs now, for watchers; None in a forward pass."""
+    return _place[0] if _place else None
+
+
 @contextmanager
 def watching_products(watcher: ProductWatcher) -> Iterator[None]:
     """Tell `watcher` of every product of activations with a weight that happens inside."""

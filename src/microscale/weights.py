@@ -86,6 +86,7 @@ def cast_operand(x: Tensor, operand: Operand | None, axis: int) -> Tensor:
 
 def cast_values(x: Tensor, operand: Operand, axis: int, dtype: torch.dtype | None = None) -> Tensor:
     """Cast `x` as `cast_operand` does, unseen by watchers."""
+    x = x if operand.factor == 1 else x * operand.factor
     values: Tensor = cast(x, operand.format, axis, dtype=dtype, **operand.laws)
     return values
 
@@ -122,6 +123,11 @@ def forget(weights: Iterable[Tensor]) -> None:
     """Drop what is kept for these parameters; they are cast again at their next use."""
     for weight in weights:
         _kept.pop(weight, None)
+
+
+def forget_all() -> None:
+    """Drop everything that is kept, of all models."""
+    _kept.clear()
 
 
 def _keep(

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from microscale.errors import MicroscaleError
+from microscale.functional.flow import MATMUL, backward_of, flow
 from microscale.functional.product import UNSET, plain
 from microscale.functional.vector import deliver
 from microscale.ledger import note, recording
@@ -78,7 +79,7 @@ def scaled_dot_product_attention(  # noqa: PLR0917  (as in torch)
                 x.repeat_interleave(query.size(-3) // x.size(-3), -3) for x in (key, value)
             )
         mask = _causal(query, key) if is_causal else attn_mask
-        return attend(query, key, value, mask, dropout_p, scale, policy=policy)[0]
+        return attend(query, key, value, mask, dropout_p, scale, policy=policy, name=name)[0]
 
 
 def attend(
@@ -90,18 +91,23 @@ def attend(
     scale: float | None = None,
     *,
     policy: Policy,
+    name: str = "",
 ) -> tuple[Tensor, Tensor]:
     """Return the result of attention and its probabilities (after dropout, not cast)."""
     left, right = _operands(policy, "scores")
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    scores = cast_operand(query, left, -1) @ cast_operand(key, right, -1).mT * factor
+    backward = backward_of(query, key, policy, name, "scores") if left or right else None
+    casts = cast_operand(query, left, -1), cast_operand(key, right, -1).mT
+    scores = flow(MATMUL, *casts, None, (query, key.mT), backward) * factor
     probabilities = deliver(_softmax(deliver(scores, policy), mask), policy)
     if dropout_p > 0:
         probabilities = F.dropout(probabilities, dropout_p)
     left, right = _operands(policy, "values")
     if right is not None and mask is not None:
         value = _without_unseen(value, mask)
-    result = cast_operand(probabilities, left, -1) @ cast_operand(value, right, -2)
+    backward = backward_of(probabilities, value, policy, name, "values") if left or right else None
+    casts = cast_operand(probabilities, left, -1), cast_operand(value, right, -2)
+    result = flow(MATMUL, *casts, None, (probabilities, value), backward)
     return deliver(result, policy), probabilities
 
 

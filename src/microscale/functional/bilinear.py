@@ -1,9 +1,8 @@
 """The bilinear product, as two products: the weight with the second input, then with the first."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from microscale.functional.flow import LINEAR, MATMUL, backward_of, flow
 from microscale.functional.product import cast_right, note_product, plain
 from microscale.functional.vector import deliver
 from microscale.policy import Policy
@@ -43,8 +42,11 @@ def bilinear(
         matrix = cast_right(weight, first.weight, -1).flatten(0, 1)
         given = cast_operand(input2, first.input, -1)
         tell_product("matrix", input2, given, weight.flatten(0, 1), first.weight, -1)
-        halfway = F.linear(given, matrix)
+        backward = backward_of(input2, weight, policy, name, "bilinear")
+        halfway = flow(LINEAR, given, matrix, None, (input2, weight.flatten(0, 1)), backward)
         halfway = deliver(halfway, policy).unflatten(-1, (weight.shape[0], weight.shape[1]))
-        left, right = cast_operand(halfway, second.left, -1), cast_operand(input1, second.right, -1)
-        result = torch.matmul(left, right.unsqueeze(-1)).squeeze(-1)
+        column = input1.unsqueeze(-1)
+        left, right = cast_operand(halfway, second.left, -1), cast_operand(column, second.right, -2)
+        backward = backward_of(halfway, column, policy, name, "bilinear")
+        result = flow(MATMUL, left, right, None, (halfway, column), backward).squeeze(-1)
         return deliver(result if bias is None else result + bias, policy)

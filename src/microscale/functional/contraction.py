@@ -10,11 +10,11 @@ import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from microscale.errors import MicroscaleError
-from microscale.functional.product import cast_pair, plain, uncastable, unfit
+from microscale.functional.flow import multiply
+from microscale.functional.product import plain, uncastable, unfit
 from microscale.functional.vector import deliver
 from microscale.policy import Policy
 from microscale.tensor import BlockTensor
@@ -131,9 +131,8 @@ def contract(
         a = _laid_out(a, s.left, (s.batch, s.rows, s.summed), sizes)
         b = _laid_out(b, s.right, (s.batch, s.summed, s.columns), sizes)
         owners = left, right
-        a, b = cast_pair(a, b, policy=policy, name=name, product=product, owners=owners)
+        multiplied = multiply(a, b, policy=policy, name=name, product=product, owners=owners)
         kept = s.batch + s.rows + s.columns
-        multiplied = torch.matmul(a, b)
         result = multiplied if unfit(a, b) else deliver(multiplied, policy)
         shaped = result.reshape([sizes[c] for c in kept])
         return shaped.permute([kept.index(c) for c in s.result])

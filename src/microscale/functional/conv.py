@@ -11,13 +11,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from microscale.functional.conv_flow import Convolution, cast_channels, check_rotations
+from microscale.functional.flow import Backward, backward_of, flow
 from microscale.functional.product import cast_right, note_product, plain
 from microscale.functional.vector import deliver
-from microscale.functional.windows import convolve_windows
-from microscale.operands import Operand
+from microscale.functional.windows import convolve_windows, each, paddings
 from microscale.policy import Policy
 from microscale.watch import tell_product
-from microscale.weights import cast_operand
 
 Sizes = int | tuple[int, ...]
 
@@ -95,6 +95,29 @@ def run(
         return function(left, right, bias, *geometry)
 
 
+def _flowing(
+    function: Callable[..., Tensor],
+    cast: tuple[Tensor, Tensor, Tensor | None],
+    sources: tuple[Tensor, Tensor, Tensor | None],
+    geometry: tuple[Sizes, Sizes | str, Sizes, int],
+    backward: Backward,
+) -> Tensor:
+    """Convolve cast operands, with backward products of their own."""
+    left, right, bias = cast
+    first, weight, _ = sources
+    stride, padding, dilation, groups = geometry
+    kernel = tuple(weight.shape[2:])
+    sides, rest = paddings(padding, dilation, kernel)
+    sizes = each(stride, kernel), sides, each(dilation, kernel)
+    added = tuple(rest) if any(rest) else ()
+    convolution = Convolution(function, (*sizes, groups), *sizes, groups, rest=added)
+    alone = first.dim() < weight.dim()
+    if alone:
+        left, first = left.unsqueeze(0), first.unsqueeze(0)
+    result = flow(convolution, left, right, bias, (first, weight), backward)
+    return result.squeeze(0) if alone else result
+
+
 def _convolve(
     function: Callable[..., Tensor],
     tensors: tuple[Tensor, Tensor, Tensor | None],
@@ -108,23 +131,12 @@ def _convolve(
     note_product(name, product, (input, operands.input), (weight, operands.weight))
     with plain():
         if policy.convolution == "window" and not (input.shape[1 - weight.dim()] % groups):
-            return deliver(convolve_windows(tensors, geometry, operands), policy)
+            return deliver(convolve_windows(tensors, geometry, policy, name), policy)
         left = cast_channels(input, operands.input, 1 - weight.dim(), groups)
         tell_product("convolution", input, left, weight, operands.weight, 1, geometry)
         right = cast_right(weight, operands.weight, 1)
-        return deliver(run(function, left, right, bias, geometry), policy)
-
-
-def cast_channels(x: Tensor, operand: Operand | None, axis: int, groups: int) -> Tensor:
-    """Cast activations along channels, the blocks of each group anew.
-
-    Tiles span channels and positions, flattened, of one sample.
-    """
-    if operand is not None and isinstance(operand.format.block, tuple) and axis < -2:
-        flat = cast_channels(x.flatten(axis + 1), operand, -2, groups)
-        return flat.reshape(x.shape)
-    if operand is None or groups == 1 or x.shape[axis] % groups:
-        return cast_operand(x, operand, axis)
-    apart = x.unflatten(axis, (groups, -1))
-    joined: Tensor = cast_operand(apart, operand, axis).flatten(axis - 1, axis)
-    return joined
+        backward = backward_of(input, weight, policy, name, product)
+        if backward is None:
+            return deliver(run(function, left, right, bias, geometry), policy)
+        check_rotations(backward)
+        return deliver(_flowing(function, (left, right, bias), tensors, geometry, backward), policy)

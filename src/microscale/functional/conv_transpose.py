@@ -4,12 +4,17 @@ Each value of the result sums over the in-channels of its group (and some of the
 run along these and begin anew with each group.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from microscale.functional.conv import Sizes, cast_channels, run
+from microscale.functional.conv import Sizes, run
+from microscale.functional.conv_flow import Convolution, cast_channels, check_rotations
+from microscale.functional.flow import backward_of, flow
 from microscale.functional.product import cast_right, note_product, plain
 from microscale.functional.vector import deliver
+from microscale.functional.windows import each
 from microscale.operands import Operand
 from microscale.policy import Policy
 from microscale.tensor import BlockTensor
@@ -36,8 +41,7 @@ def conv_transpose1d(  # noqa: PLR0917  (as in torch)
     `forward.weight` of the policy are used.
     """
     geometry = (stride, padding, output_padding, groups, dilation)
-    left, right = _cast(input, weight, geometry, policy, name)
-    return deliver(run(torch.conv_transpose1d, left, right, bias, geometry), policy)
+    return _convolve(torch.conv_transpose1d, (input, weight, bias), geometry, policy, name)
 
 
 def conv_transpose2d(  # noqa: PLR0917
@@ -58,8 +62,7 @@ def conv_transpose2d(  # noqa: PLR0917
     `input` is [N, in, H, W] or [in, H, W], `weight` [in, out / groups, R, S].
     """
     geometry = (stride, padding, output_padding, groups, dilation)
-    left, right = _cast(input, weight, geometry, policy, name)
-    return deliver(run(torch.conv_transpose2d, left, right, bias, geometry), policy)
+    return _convolve(torch.conv_transpose2d, (input, weight, bias), geometry, policy, name)
 
 
 def conv_transpose3d(  # noqa: PLR0917
@@ -80,8 +83,33 @@ def conv_transpose3d(  # noqa: PLR0917
     `input` is [N, in, D, H, W] or [in, D, H, W], `weight` [in, out / groups, Q, R, S].
     """
     geometry = (stride, padding, output_padding, groups, dilation)
+    return _convolve(torch.conv_transpose3d, (input, weight, bias), geometry, policy, name)
+
+
+def _convolve(
+    function: Callable[..., Tensor],
+    tensors: tuple[Tensor, Tensor, Tensor | None],
+    geometry: tuple[Sizes, Sizes, Sizes, int, Sizes],
+    policy: Policy,
+    name: str,
+) -> Tensor:
+    input, weight, bias = tensors  # noqa: A001
     left, right = _cast(input, weight, geometry, policy, name)
-    return deliver(run(torch.conv_transpose3d, left, right, bias, geometry), policy)
+    backward = backward_of(input, weight, policy, name, f"conv_transpose{weight.dim() - 2}d")
+    if backward is None:
+        return deliver(run(function, left, right, bias, geometry), policy)
+    check_rotations(backward)
+    stride, padding, output_padding, groups, dilation = geometry
+    s, p, o, d = (each(x, weight.shape[2:]) for x in (stride, padding, output_padding, dilation))
+    convolution = Convolution(
+        function, (s, p, o, groups, d), s, p, d, groups, transposed=True, output_padding=o
+    )
+    alone = input.dim() < weight.dim()
+    with plain():
+        if alone:
+            left, input = left.unsqueeze(0), input.unsqueeze(0)  # noqa: A001
+        result = flow(convolution, left, right, bias, (input, weight), backward)
+        return deliver(result.squeeze(0) if alone else result, policy)
 
 
 def _cast(

@@ -1,17 +1,11 @@
 """Products with one reduction axis: linear layers and matrix products."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from microscale.functional import emulated
-from microscale.functional.product import (
-    cast_pair,
-    cast_right,
-    note_product,
-    plain,
-    unfit,
-)
+from microscale.functional.flow import LINEAR, add_product, backward_of, flow, multiply
+from microscale.functional.product import cast_right, note_product, plain, unfit
 from microscale.functional.vector import deliver
 from microscale.packed_ops import unserved
 from microscale.policy import Policy
@@ -35,8 +29,8 @@ def linear(
         weight: [out, in]; a BlockTensor is used as it is.
         bias: [out], not cast.
         policy: `forward.input` and `forward.weight` are used; the gradients' products use `dgrad`
-            and `wgrad`, cast along out-features and along all tokens, flattened. Where one of these
-            is not set at all, its product takes the gradient as it is and the forward's cast.
+            and `wgrad`, cast along out-features and along all tokens, flattened. Where none of
+            their operands is set, they take the gradient as it is and the forward's casts.
         name: of the module, for ledgers.
 
     Returns:
@@ -45,15 +39,17 @@ def linear(
     operands = policy.forward
     note_product(name, "linear", (input, operands.input), (weight, operands.weight))
     with plain():
+        backward = backward_of(input, weight, policy, name, "linear")
         if not isinstance(weight, BlockTensor):
-            result = emulated.linear(input, weight, bias, policy)
+            result = emulated.linear(input, weight, bias, policy, backward)
             if result is not None:
                 return deliver(result, policy)
         left = cast_operand(input, operands.input, -1)
         tell_product("matrix", input, left, weight, operands.weight, -1)
-        if not isinstance(weight, BlockTensor) or unserved(weight):  # else multiplied as stored
-            weight = cast_right(weight, operands.weight, -1)
-        return deliver(F.linear(left, weight, bias), policy)
+        right = weight
+        if not isinstance(weight, BlockTensor) or backward or unserved(weight):
+            right = cast_right(weight, operands.weight, -1)  # else multiplied as stored
+        return deliver(flow(LINEAR, left, right, bias, (input, weight), backward), policy)
 
 
 def matmul(left: Tensor, right: Tensor, *, policy: Policy, name: str = "") -> Tensor:
@@ -63,7 +59,7 @@ def matmul(left: Tensor, right: Tensor, *, policy: Policy, name: str = "") -> Te
     `forward.input`; two activations are cast as `matmul.left` and `matmul.right`.
     """
     with plain():
-        product = torch.matmul(*cast_pair(left, right, policy=policy, name=name))
+        product = multiply(left, right, policy=policy, name=name)
         return product if unfit(left, right) else deliver(product, policy)
 
 
@@ -79,6 +75,15 @@ def addmm(
 ) -> Tensor:
     """`torch.addmm`: beta input + alpha (left @ right), the factors cast as `matmul` does."""
     with plain():
-        pair = cast_pair(left, right, policy=policy, name=name, product="addmm")
-        result = torch.addmm(input, *pair, beta=beta, alpha=alpha)
+        result = add_product(
+            input,
+            left,
+            right,
+            torch.addmm,
+            policy=policy,
+            name=name,
+            product="addmm",
+            beta=beta,
+            alpha=alpha,
+        )
         return result if unfit(left, right) else deliver(result, policy)

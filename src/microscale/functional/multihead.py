@@ -9,6 +9,7 @@ from torch import Tensor
 
 from microscale.errors import MicroscaleError
 from microscale.functional.attention import attend, note_attention
+from microscale.functional.flow import LINEAR, backward_of, flow
 from microscale.functional.product import cast_right, note_product, plain
 from microscale.functional.vector import deliver
 from microscale.policy import Policy
@@ -109,7 +110,7 @@ def _attend(
     mask = _merge(masks, (batch, heads), len(key))
     q, k, v = (x.unflatten(-1, (heads, -1)).permute(1, 2, 0, 3) for x in (query, key, value))
     note_attention(policy, name)
-    result, probabilities = attend(q, k, v, mask, dropout_p, policy=policy)
+    result, probabilities = attend(q, k, v, mask, dropout_p, policy=policy, name=name)
     return result.permute(2, 0, 1, 3).flatten(-2), probabilities
 
 
@@ -130,8 +131,11 @@ def _project(inputs: Three, projections: Projections, policy: Policy, name: str)
         note_product(name, "linear", (x, operands.input), (w, operands.weight))
     for x, cast, w in zip(inputs, (left, middle, right), stored, strict=True):
         tell_product("matrix", x, cast, w, operands.weight, -1)
-    factors = zip((left, middle, right), weights, biases, strict=True)
-    q, k, v = (deliver(F.linear(*xwb), policy) for xwb in factors)
+    factors = zip((left, middle, right), weights, biases, inputs, stored, strict=True)
+    q, k, v = (
+        deliver(flow(LINEAR, a, b, bias, (x, w), backward_of(x, w, policy, name, "linear")), policy)
+        for a, b, bias, x, w in factors
+    )
     return q, k, v
 
 

@@ -90,6 +90,11 @@ def _decoded(x: Tensor, owner: Tensor, operand: Operand | None, axis: int) -> Te
     """Cast a factor, unless it was decoded from a packed tensor."""
     if isinstance(owner, BlockTensor) and x is not owner:
         return x
+    return cast_factor(x, operand, axis)
+
+
+def cast_factor(x: Tensor, operand: Operand | None, axis: int) -> Tensor:
+    """Cast a factor by its role: a weight and its views once, activations at every call."""
     return _cast(x, of_matrices(operand) if x.dim() != 2 else operand, axis)
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from microscale.errors import MicroscaleError
+from microscale.functional.flow import LINEAR, backward_of, flow
 from microscale.functional.product import cast_right, note_product, plain
 from microscale.functional.vector import deliver
 from microscale.policy import Policy
@@ -255,7 +256,8 @@ class _Cell:
         note_product(self.name, self.product, (x, operand), (weight, self.operands.weight))
         left = cast_operand(x, operand, -1)
         tell_product("matrix", x, left, weight, self.operands.weight, -1)
-        return self._round(F.linear(left, cast, bias))
+        backward = backward_of(x, weight, self.policy, self.name, self.product)
+        return self._round(flow(LINEAR, left, cast, bias, (x, weight), backward))
 
     def _round(self, x: Tensor) -> Tensor:
         return deliver(x, self.policy)

@@ -1,0 +1,1 @@
+"""Training a small GPT from scratch; `microscale.recipes.train` is the verb."""
