@@ -136,7 +136,6 @@ def refused(model: Any, policy: Any) -> str:
         ("mxpf4", "Did you mean mxfp4"),
         (Policy.of("mxfp4", ignore=("haed",)), "'haed', which matches no module of the model. Did"),
         (Policy.of("mxfp4", overrides={"x.*": "mxfp8"}), "policy overrides has the pattern 'x.*'"),
-        (Policy.of("mxfp4", "mxfp4", "mxfp4"), "policy dgrad.grad is set, but only the forward"),
         (Policy.of("mxfp4", overflow="nonfinite"), "policy forward.weight: overflow='nonfinite'"),
         (
             Policy.of(overrides={"head": {"forward": {"input": _OVERFLOWING}}}),

@@ -159,6 +159,18 @@ def test_folders_and_packed_texts(tmp_path: Path) -> None:
     assert len(data.train) + len(data.valid) == 800 + 4
 
 
+def test_too_little_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("a few words")
+    with pytest.raises(MicroscaleError, match="too few for windows of 32"):
+        prepare(tmp_path / "data", source(path), 32)
+    with pytest.raises(MicroscaleError, match="no such file or folder"):
+        prepare(tmp_path / "data", source(tmp_path / "none"), 32)
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(MicroscaleError, match="cannot be read"):
+        prepare(tmp_path / "data", source(tmp_path / "bad.txt"), 32)
+
+
 # ---------------------------------------------------------------- resuming
 
 DRIVER = """

@@ -1,5 +1,6 @@
 """Random orthogonal matrices: Hadamard's in Sylvester's order, its rows with random signs."""
 
+import math
 from functools import lru_cache
 
 import torch
@@ -18,4 +19,4 @@ def hadamard(size: int) -> Tensor:
     matrix = torch.ones(1, 1, dtype=torch.float64)
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix / size**0.5
+    return matrix / math.sqrt(size)

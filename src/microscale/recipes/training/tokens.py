@@ -147,14 +147,15 @@ class Source:
             "vocabulary": self.vocabulary if self.tokenizer == "bpe" else None,
         }
 
-    def texts(self) -> tuple[list[str], list[str]]:
-        """The texts of training and of validation: of each file the end, or files of their own."""
-        train, held = ([read_text(p) for p in files] for files in self.files())
+    def texts(self, *, held_out: bool) -> Iterator[str]:
+        """The texts of training or of validation, one file in memory at a time."""
+        train, held = self.files()
         if self.validation is not None:
-            return train, held
-        cuts = [len(text) - int(len(text) * self.held_out) for text in train]
-        pairs = list(zip(train, cuts, strict=True))
-        return [text[:cut] for text, cut in pairs], [text[cut:] for text, cut in pairs]
+            yield from map(read_text, held if held_out else train)
+            return
+        for text in map(read_text, train):
+            cut = len(text) - int(len(text) * self.held_out)
+            yield text[cut:] if held_out else text[:cut]
 
 
 class Data:
@@ -220,28 +221,38 @@ def prepare(folder: Path, source: Source, time: int) -> Data:
         _compare(record, wanted, folder)
         return Data(folder, record)
     folder.mkdir(parents=True, exist_ok=True)
-    train, valid = source.texts()
     if source.tokenizer == "bpe":
-        train_byte_pairs(iter(train), source.vocabulary, folder / TOKENIZER)
+        texts = source.texts(held_out=False)
+        train_byte_pairs(texts, source.vocabulary, folder / TOKENIZER)
         tokenizer: Tokenizer = BytePairs(folder / TOKENIZER)
     else:
         tokenizer = Bytes()
     written = {}
-    for name, texts in (("train.bin", train), ("valid.bin", valid)):
-        tokens = [t for text in texts if text for t in (tokenizer.end, *tokenizer.encode(text))]
-        if len(tokens) < 2 * time + 2:
+    for name, held_out in (("train.bin", False), ("valid.bin", True)):
+        count = _write(folder / name, tokenizer, source.texts(held_out=held_out))
+        if count < 2 * time + 2:
             raise MicroscaleError(
-                f"{name.removesuffix('.bin')} has {len(tokens)} tokens, too few for windows of "
+                f"{name.removesuffix('.bin')} has {count} tokens, too few for windows of "
                 f"{time}; give more text or a smaller context."
             )
-        write_file(folder / name, np.array(tokens, _dtype(tokenizer.size)).tobytes())
-        written[name] = {"tokens": len(tokens), "digest": digest_file(folder / name)}
+        written[name] = {"tokens": count, "digest": digest_file(folder / name)}
     if source.tokenizer == "bpe":
         written[TOKENIZER] = {"tokens": tokenizer.size, "digest": digest_file(folder / TOKENIZER)}
     record = wanted | {"files": written}
     # Last, so that an interrupted preparation is done again.
     write_file(record_file, json.dumps(record, indent=2) + "\n")
     return Data(folder, record)
+
+
+def _write(path: Path, tokenizer: Tokenizer, texts: Iterator[str]) -> int:
+    """Write the tokens of texts, each after the end-of-text token; return how many."""
+    kind, count = _dtype(tokenizer.size), 0
+    with path.open("wb") as file:
+        for text in texts:
+            tokens = np.array([tokenizer.end, *tokenizer.encode(text)] if text else [], kind)
+            tokens.tofile(file)
+            count += len(tokens)
+    return count
 
 
 def _read_record(path: Path) -> dict[str, Any]:
