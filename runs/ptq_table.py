@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from microscale.convert import convert
 from microscale.files import write_file
+from microscale.policy import Policy
 from microscale.recipes.diffusion import error_diffusion
 from microscale.suite import statistics as paired
 from microscale.suite.coverage import Recorder
@@ -147,23 +148,34 @@ def measured(cell: Cell, part: str, options: dict[str, Any], path: Path) -> Foun
 
 
 def _quantized(model: nn.Module, cell: Cell, options: dict[str, Any]) -> nn.Module:
-    model = copy.deepcopy(model)
+    model, policy = copy.deepcopy(model), policy_of(cell.policy)
     if cell.method == DIRECT:
-        convert(model, cell.policy, verbose=False)
+        convert(model, policy, verbose=False)
         return model
     data = _split(cell.model).draw(cell.seed)
-    error_diffusion(model, cell.policy, data, method=cell.method, **options)  # type: ignore[arg-type]
+    error_diffusion(model, policy, data, method=cell.method, **options)  # type: ignore[arg-type]
     return model
 
 
+def policy_of(spelling: str) -> Policy:
+    """Weights and inputs of layers in the format; attention's products are left alone.
+
+    No weight has a part in these, so no method can win back what they lose.
+    """
+    weight, _, activation = spelling.partition("/")
+    given = None if activation == "fp32" else activation or weight
+    return Policy.of(weight, given, scores=False, values=False)
+
+
 def cells(options: argparse.Namespace) -> Iterator[Cell]:
-    """All cells, model by model, the cheapest formats' last."""
+    """All cells, model by model, one seed after another."""
     for model in options.models:
         yield Cell(model, "fp32", WIDE)
         for policy in options.policies:
             yield Cell(model, policy, DIRECT)
-            for method in options.methods:
-                for seed in range(options.seeds):
+        for seed in range(options.seeds):
+            for policy in options.policies:
+                for method in options.methods:
                     yield Cell(model, policy, method, seed)
 
 
@@ -320,8 +332,8 @@ evaluation data that nothing was chosen on (for models marked KL, which have no 
 divergence from float32); mean of three draws of calibration data ± its standard error; in
 parentheses the share of what direct cast loses that is won back, where it loses by a paired test.
 `+`: better than direct cast, `!`: worse, by a paired t-test over the units (95 %); nothing: the two
-are not told apart. Weights and activations in the format, attention's products included, unless the
-title says weights only. All figures, the metrics of the tasks and times are in ptq.csv and ptq.json."""
+are not told apart. Weights and inputs of layers are in the format unless the title says weights
+only; attention's products, in which no weight has a part, are left alone. All figures, the metrics of the tasks and times are in ptq.csv and ptq.json."""
 
 
 def write(table: Sequence[Row], out: Path) -> None:

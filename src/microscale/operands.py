@@ -105,6 +105,7 @@ SWITCHES = ("matmul.scores", "matmul.values")
 CHOICES = {
     "convolution": ("channels", "window"),
     "vector": ("float32", "bfloat16", "bfloat16_away"),
+    "rotation": ("off", "hadamard"),
 }
 """Settings that are one of several words, the first by default."""
 

@@ -23,9 +23,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from microscale.cast import cast
 from microscale.operands import Operand
+from microscale.rotation import rotated
 from microscale.watch import tell
 
-_Place = tuple[Operand, int, torch.Size, tuple[int, ...], int]
+_Place = tuple[Operand, int, torch.Size, tuple[int, ...], int, int]
 _Stamp = tuple[int, int, torch.dtype]
 
 _VIEWS = 16
@@ -90,17 +91,25 @@ def cast_values(x: Tensor, operand: Operand, axis: int) -> Tensor:
     return values
 
 
-def cast_weight(weight: Tensor, operand: Operand | None, axis: int) -> Tensor:
-    """Cast a weight as `cast_operand` does, once for each state of its parameter."""
+def cast_weight(
+    weight: Tensor, operand: Operand | None, axis: int, rotation: int = 0
+) -> Tensor:
+    """Cast a weight as `cast_operand` does, once for each state of its parameter.
+
+    With a `rotation` it is turned first, also where it is not cast.
+    """
     if operand is None or is_uncast():
-        return weight
+        return rotated(weight, rotation, axis)
     if torch.compiler.is_compiling():
-        return cast_values(weight, operand, axis)
+        return cast_values(rotated(weight, rotation, axis), operand, axis)
     tell(weight, operand, axis, weight=True)
     parameter = owner(weight)
     if type(parameter) is not Parameter or parameter.is_inference():
-        return cast_values(weight, operand, axis)
-    value = _keep(parameter, weight, operand, axis)
+        return cast_values(rotated(weight, rotation, axis), operand, axis)
+    if rotation and weight.requires_grad and torch.is_grad_enabled():
+        # The gradient has to be turned back, which autograd does.
+        return cast_values(rotated(weight, rotation, axis), operand, axis)
+    value = _keep(parameter, weight, operand, axis, rotation)
     if weight.requires_grad and torch.is_grad_enabled():
         return _straight_through(weight, value, lambda: forget([parameter]))
     return value
@@ -112,11 +121,14 @@ def forget(weights: Iterable[Tensor]) -> None:
         _kept.pop(weight, None)
 
 
-def _keep(parameter: Tensor, weight: Tensor, operand: Operand, axis: int) -> Tensor:
+def _keep(
+    parameter: Tensor, weight: Tensor, operand: Operand, axis: int, rotation: int
+) -> Tensor:
     casts = _kept.get(parameter)
     if casts is None:
         _kept[parameter] = casts = {}
-    place = (operand, axis, weight.shape, weight.stride(), int(weight.storage_offset()))
+    shape = weight.shape, weight.stride(), int(weight.storage_offset())
+    place = (operand, axis, *shape, rotation)
     stamp = (weight._version, weight.data_ptr(), weight.dtype)  # noqa: SLF001  (autograd's own counter)
     found = casts.get(place)
     if found is not None and found[0] == stamp:
@@ -126,7 +138,7 @@ def _keep(parameter: Tensor, weight: Tensor, operand: Operand, axis: int) -> Ten
         casts.clear()
     # A tensor made in inference mode could not take part in training later.
     with torch.inference_mode(mode=False), torch.no_grad():
-        value = cast_values(weight.detach(), operand, axis)
+        value = cast_values(rotated(weight.detach(), rotation, axis), operand, axis)
     casts[place] = (stamp, value)
     return value
 

@@ -14,6 +14,7 @@ from microscale.functional.product import (
 from microscale.functional.vector import deliver
 from microscale.packed_ops import unserved
 from microscale.policy import Policy
+from microscale.rotation import rotated
 from microscale.tensor import BlockTensor
 from microscale.watch import tell_product
 from microscale.weights import cast_operand
@@ -26,6 +27,7 @@ def linear(
     *,
     policy: Policy,
     name: str = "",
+    rotation: int = 0,
 ) -> Tensor:
     """`torch.nn.functional.linear` on operands cast along in-features.
 
@@ -35,6 +37,8 @@ def linear(
         bias: [out], not cast.
         policy: `forward.input` and `forward.weight` are used.
         name: of the module, for ledgers.
+        rotation: how many values of inputs and weights are turned together before their casts
+            (`microscale.rotation`); packed weights are stored turned.
 
     Returns:
         [..., out].
@@ -42,10 +46,10 @@ def linear(
     operands = policy.forward
     note_product(name, "linear", (input, operands.input), (weight, operands.weight))
     with plain():
-        left = cast_operand(input, operands.input, -1)
-        tell_product("matrix", input, left, weight, operands.weight, -1)
+        left = cast_operand(rotated(input, rotation), operands.input, -1)
+        tell_product("matrix", input, left, weight, operands.weight, -1, rotation=rotation)
         if not isinstance(weight, BlockTensor) or unserved(weight):  # else multiplied as stored
-            weight = cast_right(weight, operands.weight, -1)
+            weight = cast_right(weight, operands.weight, -1, rotation)
         return deliver(F.linear(left, weight, bias), policy)
 
 
