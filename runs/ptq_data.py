@@ -150,7 +150,8 @@ def _cut(x: Any, count: int | None, units: Sequence[int]) -> Any:
 # ---------------------------------------------------------------- calibration
 
 
-def _draw(name: str, subject: Subject, rest: Sequence[int], count: int) -> Draw:
+def draw_for(name: str, count: int) -> Draw | None:
+    """Calibration data from beside the task's own; None where its units are divided instead."""
     if name in ("stories260k-llama", "babyllama-tok105"):
         folder = ENTRIES[name].folder()
         stories = documents(read_text(folder.parent / STORIES))[EVALUATED_STORIES:]
@@ -161,6 +162,13 @@ def _draw(name: str, subject: Subject, rest: Sequence[int], count: int) -> Draw:
     if name.startswith("digits"):
         images, _ = Digits.read().train
         return _seeded(range(len(images)), count, lambda group: images[group])
+    return None
+
+
+def _draw(name: str, subject: Subject, rest: Sequence[int], count: int) -> Draw:
+    beside = draw_for(name, count)
+    if beside is not None:
+        return beside
     evaluate: Any = subject.task.evaluate
     held = evaluate.keywords
 

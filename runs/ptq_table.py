@@ -18,7 +18,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,9 @@ class Found:
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Losses and weights of all units."""
-        losses, weights = (torch.tensor(x, dtype=torch.float64) for x in (self.losses, self.weights))
+        losses, weights = (
+            torch.tensor(x, dtype=torch.float64) for x in (self.losses, self.weights)
+        )
         return losses, weights
 
     @classmethod
@@ -276,12 +278,21 @@ def _row(groups: dict[tuple[str, str, str], list[Found]], key: tuple[str, str, s
     divergences = [one.divergence for one in found if one.divergence is not None]
     metrics = [one.metric for one in found]
     return Row(
-        *(model, policy, method, found[0].measure),
-        *(estimate.value, _error([one.loss for one in found])),
-        *(found[0].metric_name, statistics.mean(metrics), _error(metrics)),
-        statistics.mean(divergences) if divergences else None,
-        *(won, verdict, len(losses), estimate.error),
-        statistics.mean(one.seconds for one in found),
+        model=model,
+        policy=policy,
+        method=method,
+        measure=found[0].measure,
+        loss=estimate.value,
+        error=_error([one.loss for one in found]),
+        metric_name=found[0].metric_name,
+        metric=statistics.mean(metrics),
+        metric_error=_error(metrics),
+        divergence=statistics.mean(divergences) if divergences else None,
+        won=won,
+        verdict=verdict,
+        units=len(losses),
+        unit_error=estimate.error,
+        seconds=statistics.mean(one.seconds for one in found),
     )
 
 
@@ -329,11 +340,12 @@ HEAD = """# Calibrated rounding on real models
 
 `runs/ptq_table.py` writes this page; `runs/ptq_data.py` has the splits and sizes. Loss in nats on
 evaluation data that nothing was chosen on (for models marked KL, which have no labels here: the
-divergence from float32); mean of three draws of calibration data ± its standard error; in
-parentheses the share of what direct cast loses that is won back, where it loses by a paired test.
-`+`: better than direct cast, `!`: worse, by a paired t-test over the units (95 %); nothing: the two
-are not told apart. Weights and inputs of layers are in the format unless the title says weights
-only; attention's products, in which no weight has a part, are left alone. All figures, the metrics of the tasks and times are in ptq.csv and ptq.json."""
+divergence from float32); mean over draws of calibration data (three, unless a run was cut short:
+ptq.json) ± its standard error; in parentheses the share of what direct cast loses that is won back,
+where it loses by a paired test. `+`: better than direct cast, `!`: worse, by a paired t-test over
+the units (95 %); nothing: the two are not told apart. Weights and inputs of layers are in the format
+unless the title says weights only; attention's products, in which no weight has a part, are left
+alone. The metrics of the tasks, divergences and times are in ptq.csv and ptq.json."""
 
 
 def write(table: Sequence[Row], out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Block Hadamard rotation: the product stays, casts see turned values, packed weights stay turned."""
+"""Block Hadamard rotation: products stay, casts see turned values, packed weights are turned."""
 
 import copy
 from typing import Any
@@ -94,7 +94,10 @@ def test_gradients_are_turned_back() -> None:
 @pytest.mark.parametrize("method", ["error_diffusion", "gptq", "qronos", "rtn"])
 @pytest.mark.parametrize("fmt", ["mxfp4", "nvfp4", "mxfp4/fp32"])
 def test_solved_turned_and_saved_turned(method: Any, fmt: str, tmp_path: Any) -> None:
-    model, data = nn.Sequential(nn.Linear(80, 64), nn.ReLU(), nn.Linear(64, 8)), torch.randn(200, 80)
+    model, data = (
+        nn.Sequential(nn.Linear(80, 64), nn.ReLU(), nn.Linear(64, 8)),
+        torch.randn(200, 80),
+    )
     fresh = copy.deepcopy(model)
     wide = model(data)
     report = error_diffusion(model, fmt, [data], method=method, rotation="hadamard")

@@ -10,8 +10,8 @@ a group (channels x kernel) as its matrix product sees it. `vector` is the type 
 softmax, norms, activations and residual adds deliver: "float32" stands for the model's own, and
 docs/guide.md lists the functions that "bfloat16" rounds ("bfloat16_away": ties away from zero).
 `rotation` "hadamard" turns the inputs and weights of linear layers before their casts
-(`microscale.rotation`). `cache` is for the keys and values that a generating model keeps; unlike `storage` it follows
-nothing.
+(`microscale.rotation`). `cache` is for the keys and values that a generating model keeps; unlike
+`storage` it follows nothing.
 
 As TOML, where what is left out of `matmul` and `storage` follows `forward`:
 

@@ -95,8 +95,6 @@ def tell_product(  # noqa: PLR0917  (the fields of a product)
     """Tell the watchers of a product that is about to run; see `Product`."""
     if torch.compiler.is_compiling() or not _product_watchers:
         return
-    product = Product(
-        kind, source, left, weight, operand, axis % weight.dim(), geometry, rotation
-    )
+    product = Product(kind, source, left, weight, operand, axis % weight.dim(), geometry, rotation)
     for watcher in _product_watchers:
         watcher(product)

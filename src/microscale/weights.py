@@ -91,9 +91,7 @@ def cast_values(x: Tensor, operand: Operand, axis: int) -> Tensor:
     return values
 
 
-def cast_weight(
-    weight: Tensor, operand: Operand | None, axis: int, rotation: int = 0
-) -> Tensor:
+def cast_weight(weight: Tensor, operand: Operand | None, axis: int, rotation: int = 0) -> Tensor:
     """Cast a weight as `cast_operand` does, once for each state of its parameter.
 
     With a `rotation` it is turned first, also where it is not cast.
@@ -121,9 +119,7 @@ def forget(weights: Iterable[Tensor]) -> None:
         _kept.pop(weight, None)
 
 
-def _keep(
-    parameter: Tensor, weight: Tensor, operand: Operand, axis: int, rotation: int
-) -> Tensor:
+def _keep(parameter: Tensor, weight: Tensor, operand: Operand, axis: int, rotation: int) -> Tensor:
     casts = _kept.get(parameter)
     if casts is None:
         _kept[parameter] = casts = {}

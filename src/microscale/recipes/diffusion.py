@@ -24,7 +24,7 @@ from microscale.recipes.walk import Report, Walk
 CACHE_BYTES = 2**30
 
 
-def error_diffusion(
+def error_diffusion(  # noqa: PLR0913  (one option each)
     model: nn.Module,
     policy: Policy | str,
     batches: Iterable[Batch],
