@@ -343,7 +343,7 @@ evaluation data that nothing was chosen on (for models marked KL, which have no 
 divergence from float32); mean over draws of calibration data (three, unless a run was cut short:
 ptq.json) ± its standard error; in parentheses the share of what direct cast loses that is won back,
 where it loses by a paired test. `+`: better than direct cast, `!`: worse, by a paired t-test over
-the units (95 %); nothing: the two are not told apart. Weights and inputs of layers are in the format
+the units (95 %); nothing: the two are not told apart. Weights and inputs of layers have the format
 unless the title says weights only; attention's products, in which no weight has a part, are left
 alone. The metrics of the tasks, divergences and times are in ptq.csv and ptq.json."""
 

@@ -63,8 +63,9 @@ def test_an_outlier_is_spread_over_its_block() -> None:
     ("formats", "size"), [(("mxfp4", "mxfp4"), 32), (("nvfp4", "nvfp4"), 16), (("mxfp4", None), 32)]
 )
 def test_a_linear_layer_casts_turned_operands(formats: tuple[str, str | None], size: int) -> None:
-    model, x = nn.Sequential(nn.Linear(80, 24)), torch.randn(6, 80)
-    w, bias = model[0].weight.detach().clone(), model[0].bias.detach().clone()
+    layer, x = nn.Linear(80, 24), torch.randn(6, 80)
+    model = nn.Sequential(layer)
+    w, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
     convert(model, policy(*formats), verbose=False)
     left = rotated(x, size)
     if formats[1] is not None:
@@ -83,12 +84,13 @@ def test_without_formats_nothing_changes() -> None:
 
 
 def test_gradients_are_turned_back() -> None:
-    model, x = nn.Sequential(nn.Linear(64, 24)), torch.randn(6, 64)
+    layer, x = nn.Linear(64, 24), torch.randn(6, 64)
+    model = nn.Sequential(layer)
     convert(model, policy("mxfp4", "mxfp4"), verbose=False)
     model(x).sum().backward()
     left = cast(rotated(x, 32), "mxfp4")
     expected = rotated(torch.ones(24, 6) @ left, 32)
-    torch.testing.assert_close(model[0].weight.grad, expected)
+    torch.testing.assert_close(layer.weight.grad, expected)
 
 
 @pytest.mark.parametrize("method", ["error_diffusion", "gptq", "qronos", "rtn"])
@@ -109,18 +111,20 @@ def test_solved_turned_and_saved_turned(method: Any, fmt: str, tmp_path: Any) ->
     load(tmp_path / "m.safetensors", fresh)
     assert torch.equal(fresh(data), solved)
     revert(model)
-    assert not isinstance(model[0].weight, BlockTensor)
+    assert not any(isinstance(p, BlockTensor) for p in model.parameters())
     if fmt == "mxfp4/fp32":
         torch.testing.assert_close(model(data), solved)
 
 
 def test_the_solver_sees_what_the_product_sees() -> None:
     """Rounded to nearest, what is packed is the cast of the turned weight."""
-    model = nn.Sequential(nn.Linear(96, 8))
-    expected = cast(rotated(model[0].weight.detach(), 32), "mxfp4")
+    layer = nn.Linear(96, 8)
+    model = nn.Sequential(layer)
+    expected = cast(rotated(layer.weight.detach(), 32), "mxfp4")
     data = [torch.randn(64, 96)]
     error_diffusion(model, "mxfp4", data, method="rtn", scales="rule", rotation="hadamard")
-    assert torch.equal(model[0].weight.dequantize(), expected)
+    packed: Any = layer.weight
+    assert torch.equal(packed.dequantize(), expected)
 
 
 def test_saving_a_converted_model_packs_turned_weights(tmp_path: Any) -> None:
