@@ -186,7 +186,8 @@ def _draw(name: str, subject: Subject, rest: Sequence[int], count: int) -> Draw:
 
 def _walk(task: Task, model: nn.Module) -> None:
     """Run the model as its evaluation does."""
-    for _ in task.evaluate(model):
+    found: Any = task.evaluate(model)
+    for _ in found:
         pass
 
 
@@ -221,9 +222,9 @@ def _taught(name: str, words: Sequence[Any], pool: Sequence[int], count: int, un
             targets = nn.utils.rnn.pad_sequence(right, batch_first=True, padding_value=IGNORE)
             before = targets[:, :-1].clamp(min=0)
             return sources(group, device), F.pad(before, (1, 0), value=speller.START)
-        right = torch.tensor([word.targets[0] for word in group])
-        right = right.where(right != UNKNOWN, unknown)
-        return sources(group, device), F.pad(right, (1, 0), value=translator.START)
+        same = torch.tensor([word.targets[0] for word in group])
+        same = same.where(same != UNKNOWN, unknown)
+        return sources(group, device), F.pad(same, (1, 0), value=translator.START)
 
     def draw(seed: int) -> list[Batch]:
         chosen = [words[i] for i in random.Random(seed).sample(list(pool), count)]
