@@ -27,7 +27,7 @@ LAYERS = (
     ("kernels",),
     ("ops",),
     ("seed", "mapped", "cast", "tensor", "packed", "packed_ops"),
-    ("products", "ledger", "watch", "weights", "functional", "nn"),
+    ("products", "ledger", "watch", "rotation", "weights", "functional", "nn"),
     (
         "survey",
         "handlers",
@@ -41,7 +41,7 @@ LAYERS = (
         "checkpoint",
     ),
     ("suite", "report", "recipes"),
-    ("commands", "cli"),
+    ("commands", "cli", "__main__"),
 )
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 BESIDES = {"tomli_w"}
