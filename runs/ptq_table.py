@@ -322,7 +322,9 @@ def markdown(table: Sequence[Row], head: str) -> str:
             first = [name, str(wide.units), f"{wide.loss:.4f}", f"{direct.loss:.4f}"]
             said = [_said(by_key.get((model, policy, m)), direct, wide) for m in METHODS]
             lines += [f"| {' | '.join([*first, *said])} |"]
-    lines += ["\n## Not run\n", *(f"- {m}: {why}." for m, why in ptq_data.NOT_RUN.items())]
+    absent = {m: "not measured yet" for m in ptq_data.SIZES if m not in models}
+    left = (ptq_data.NOT_RUN | absent).items()
+    lines += ["\n## Not run\n", *(f"- {m}: {why}." for m, why in left)]
     return "\n".join(lines) + "\n"
 
 
