@@ -2,7 +2,7 @@
 
     python runs/search_table.py --out build --only stories260k-llama digits-vit
 
-For each model one search on calibration data (the splits of `ptq_table.py`; of other models every
+For each model one search on calibration data (the splits of `ptq_data.py`; of other models every
 fourth batch of the task, the rest of which evaluates), then for each candidate format: the mixture
 that the search chose within that format's bits for weights and for activations, against the format
 itself, paired over the evaluation's units: difference of the KL divergence from float32, and of the
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ptq_table import draw_for
+from ptq_data import draw_for
 from torch import nn
 
 from microscale.files import check_output, write_file
@@ -105,7 +105,7 @@ def share(task: Task, keep: Callable[[int], bool]) -> Task:
 
 def tasks(name: str, options: argparse.Namespace) -> tuple[nn.Module, Task, Task]:
     """The model, what it is searched on, and what it is judged by."""
-    draw = draw_for(name)
+    draw = draw_for(name, options.samples)
     size = None if draw else 4
     setting = Setting.parse(limit=options.limit, batch_size=size)
     subject = plan(name, None, setting)[0].load()
@@ -113,7 +113,7 @@ def tasks(name: str, options: argparse.Namespace) -> tuple[nn.Module, Task, Task
     if draw is None:
         searched = share(task, lambda number: number % EVERY == 0)
         return model, searched, share(task, lambda number: number % EVERY != 0)
-    batches = draw(options.samples, 0)
+    batches = draw(0)
     about = f"{options.samples} samples of the calibration split"
     return model, calibration_task(Calibrated(model, batches, about, None)), task
 

@@ -27,7 +27,7 @@ LAYERS = (
     ("kernels",),
     ("ops",),
     ("seed", "mapped", "cast", "tensor", "packed", "packed_ops"),
-    ("products", "ledger", "watch", "weights", "functional", "nn"),
+    ("products", "ledger", "watch", "rotation", "weights", "functional", "nn"),
     (
         "survey",
         "handlers",

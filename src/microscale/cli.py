@@ -318,6 +318,14 @@ def quantize(  # noqa: PLR0913  (its options)
     sweeps: Annotated[
         int | None, typer.Option(metavar="N", help="Go over all columns N more times.")
     ] = None,
+    correction: Annotated[
+        float | None,
+        typer.Option(metavar="C", help="How far a layer makes up for earlier ones, 0 to 1."),
+    ] = None,
+    rotation: Annotated[
+        str,
+        typer.Option(metavar="HOW", help="Turn blocks of linear layers first: off or hadamard."),
+    ] = "off",
     weight_range: Annotated[
         str | None,
         typer.Option(metavar="HOW", help="With ranges: minmax, percentile or mse (the default)."),
@@ -359,6 +367,8 @@ def quantize(  # noqa: PLR0913  (its options)
             settle=settle,
             order=order,
             sweeps=sweeps,
+            correction=correction,
+            rotation=rotation,
             weight_range=weight_range,
             input_range=input_range,
             batch_norm=batch_norm,

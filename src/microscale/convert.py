@@ -8,6 +8,8 @@ keeps its parameters, hooks, name and state dict.
 
 import sys
 from collections import Counter
+from dataclasses import replace
+from glob import escape
 
 import torch
 from torch import nn
@@ -18,8 +20,10 @@ from microscale.errors import MicroscaleError, near_names
 from microscale.nn.site import ATTRIBUTE
 from microscale.operands import PATHS, Operand
 from microscale.policy import Policy, covers
+from microscale.rotation import rotated, tied_to_others
 from microscale.scope import Scope, site_of
 from microscale.survey import SWAPS, Finding, examine, stored_bits, weights
+from microscale.tensor import BlockTensor
 from microscale.weights import cast_operand, forget
 
 
@@ -51,6 +55,7 @@ def convert(model: nn.Module, policy: Policy | str, *, verbose: bool = True) -> 
     _check_patterns(policy, names)
     _check_operands(policy)
     revert(model)
+    policy = _sparing_tables(model, policy)
     findings = [examine(name, module, policy) for name, module in model.named_modules()]
     found = [finding for finding in findings if finding is not None]
     conversion = _report(model, policy, found)
@@ -67,9 +72,26 @@ def revert(model: nn.Module) -> None:
     for module in model.modules():
         site = site_of(module)
         if site is not None:
+            _turn_back(module, site.policy)
             module.__class__ = site.original
             del module.__dict__[ATTRIBUTE]
     forget(model.parameters())
+
+
+def _sparing_tables(model: nn.Module, policy: Policy) -> Policy:
+    """The policy with no rotation of layers whose weight is looked up, too: it is one weight."""
+    if not policy.rotates:
+        return policy
+    tied = tuple((escape(name), (("rotation", "off"),)) for name in tied_to_others(model))
+    return replace(policy, overrides=(*policy.overrides, *tied))
+
+
+def _turn_back(module: nn.Module, policy: Policy) -> None:
+    """Decode the weights that are stored turned: nothing turns inputs any more."""
+    for weight in weights(module, policy):
+        if weight.rotation and isinstance(weight.parameter, BlockTensor):
+            values = rotated(weight.parameter.dequantize(), weight.rotation, weight.axis)
+            setattr(module, weight.name, nn.Parameter(values, requires_grad=False))
 
 
 def _swap(finding: Finding) -> None:

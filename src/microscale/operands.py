@@ -135,6 +135,7 @@ CHOICES = {
     "convolution": ("channels", "window"),
     "vector": ("float32", "bfloat16", "bfloat16_away"),
     "wgrad.tokens": ("all", "sample"),
+    "rotation": ("off", "hadamard"),
 }
 """Settings that are one of several words, the first by default."""
 

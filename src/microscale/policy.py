@@ -9,8 +9,9 @@ the wider type, and is written "fp32".
 a group (channels x kernel) as its matrix product sees it. `vector` is the type that products,
 softmax, norms, activations and residual adds deliver: "float32" stands for the model's own, and
 docs/guide.md lists the functions that "bfloat16" rounds ("bfloat16_away": ties away from zero).
-`cache` is for the keys and values that a generating model keeps; unlike `storage` it follows
-nothing.
+`rotation` "hadamard" turns the inputs and weights of linear layers before their casts
+(`microscale.rotation`). `cache` is for the keys and values that a generating model keeps; unlike
+`storage` it follows nothing.
 
 As TOML, where what is left out of `matmul` and `storage` follows `forward`:
 
@@ -85,6 +86,7 @@ class Policy:
     cache: Operand | None = None
     convolution: str = "channels"
     vector: str = "float32"
+    rotation: str = "off"
     ignore: tuple[str, ...] = ()
     overrides: tuple[tuple[str, Settings], ...] = ()
 
@@ -109,6 +111,7 @@ class Policy:
         convolution: str = "channels",
         vector: str = "float32",
         tokens: str = "all",
+        rotation: str = "off",
         scores: bool = True,
         values: bool = True,
         ignore: tuple[str, ...] = (),
@@ -129,6 +132,7 @@ class Policy:
                 "bfloat16_away" (ties away from zero).
             tokens: whether blocks of wgrad run along the tokens of "all" samples or of each
                 "sample" for itself.
+            rotation: "hadamard" turns inputs and weights of linear layers before their casts.
             scores: whether attention's product of queries and keys is quantized.
             values: whether attention's product of probabilities and values is quantized.
             ignore: patterns of modules to leave alone.
@@ -148,6 +152,7 @@ class Policy:
             "cache": cache,
             "convolution": convolution,
             "vector": vector,
+            "rotation": rotation,
             "ignore": list(ignore),
             "overrides": dict(overrides or {}),
         }
@@ -256,6 +261,12 @@ class Policy:
         """Whether any module's vector operations deliver another type than they have."""
         overridden = (setting for _, s in self.overrides for path, setting in s if path == "vector")
         return any(vector != "float32" for vector in (self.vector, *overridden))
+
+    @property
+    def rotates(self) -> bool:
+        """Whether any module's inputs and weights are turned before their casts."""
+        overridden = (setting for _, s in self.overrides for p, setting in s if p == "rotation")
+        return any(rotation != "off" for rotation in (self.rotation, *overridden))
 
     @property
     def backward_operands(self) -> tuple[str, ...]:

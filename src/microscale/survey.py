@@ -17,6 +17,7 @@ from microscale.functional.product import UNSET, of_matrices
 from microscale.nn.site import Site
 from microscale.operands import Operand
 from microscale.policy import Policy
+from microscale.rotation import rotation_of
 from microscale.scope import FUSED_SWITCHES, scoped
 from microscale.tensor import BlockTensor
 
@@ -69,6 +70,8 @@ class Weight:
     """Number of values that blocks run along, if not those of the axis."""
     packable: bool = True
     """Whether a packed tensor of its shape has the blocks that its product sees."""
+    rotation: int = 0
+    """How many values along the axis are turned together before the cast."""
 
     @property
     def length(self) -> int:
@@ -124,7 +127,8 @@ def weights(module: nn.Module, policy: Policy) -> Iterator[Weight]:
         yield _window(module, operand)
     elif isinstance(module, (_ConvNd, nn.Linear, nn.Bilinear)):
         axis = 2 if isinstance(module, nn.Bilinear) else 1
-        yield Weight("weight", module.weight, operand, axis)
+        rotation = rotation_of(policy) if isinstance(module, nn.Linear) else 0
+        yield Weight("weight", module.weight, operand, axis, rotation=rotation)
     elif _is_hugging_face_conv1d(module):
         yield Weight("weight", module.get_parameter("weight"), operand, 0)
     elif _is_hugging_face_experts(module):
@@ -202,6 +206,9 @@ def _is_hugging_face_experts(module: nn.Module) -> bool:
 def _policy_at(name: str, module: nn.Module, policy: Policy) -> Policy:
     """The policy of one module, as its kind understands it."""
     policy = policy.at(name)
+    if isinstance(module, NonDynamicallyQuantizableLinear) and policy.rotation != "off":
+        # Its product is that of the attention around it, which is not rotated.
+        policy = replace(policy, rotation="off")
     operand = policy.forward.weight
     if operand is None or operand.format.block != "token" or not isinstance(module, _ConvNd):
         return policy
@@ -272,11 +279,15 @@ def _entry(module: nn.Module, site: Site) -> Entry:
         formats={role: str(op) for role, op in _operands(module, site.policy).items() if op},
         weights=sum(weight.parameter.numel() for weight in found),
         weight_bits=sum(weight.bits for weight in found),
-        notes=tuple(_notes(module, found, site.policy.vector)),
+        notes=tuple(_notes(module, found, site.policy)),
     )
 
 
-def _notes(module: nn.Module, found: list[Weight], vector: str) -> Iterator[str]:
+def _notes(module: nn.Module, found: list[Weight], policy: Policy) -> Iterator[str]:
+    vector = policy.vector
+    if policy.rotation != "off" and found:
+        sizes = {w.rotation for w in found}
+        yield f"rotated by {max(sizes)}" if any(sizes) else "not rotated"
     if vector != "float32" and not isinstance(module, (*FUSED_SWITCHES, *_TABLES)):
         yield f"delivers {vector}"
     if isinstance(module, (*FUSED_SWITCHES, nn.MultiheadAttention)):

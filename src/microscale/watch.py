@@ -34,6 +34,8 @@ class Product:
         operand: how the weight is cast.
         axis: of `weight`, that is summed over.
         geometry: of a convolution, in the order in which PyTorch takes it.
+        rotation: how many values of `left` were turned together (`microscale.rotation`); the
+            weight is turned only where it is packed.
     """
 
     kind: Kind
@@ -43,6 +45,7 @@ class Product:
     operand: Operand | None
     axis: int
     geometry: tuple[object, ...] = ()
+    rotation: int = 0
 
 
 def watched() -> bool:
@@ -120,10 +123,12 @@ def tell_product(  # noqa: PLR0917  (the fields of a product)
     operand: Operand | None,
     axis: int,
     geometry: tuple[object, ...] = (),
+    *,
+    rotation: int = 0,
 ) -> None:
     """Tell the watchers of a product that is about to run; see `Product`."""
     if torch.compiler.is_compiling() or not _product_watchers:
         return
-    product = Product(kind, source, left, weight, operand, axis % weight.dim(), geometry)
+    product = Product(kind, source, left, weight, operand, axis % weight.dim(), geometry, rotation)
     for watcher in _product_watchers:
         watcher(product)

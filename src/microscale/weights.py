@@ -23,9 +23,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from microscale.cast import cast
 from microscale.operands import Operand
+from microscale.rotation import rotated
 from microscale.watch import tell
 
-_Place = tuple[Operand, int, torch.dtype, torch.Size, tuple[int, ...], int]
+_Place = tuple[Operand, int, torch.dtype, int, torch.Size, tuple[int, ...], int]
 _Stamp = tuple[int, int, torch.dtype]
 
 _VIEWS = 16
@@ -91,17 +92,21 @@ def cast_values(x: Tensor, operand: Operand, axis: int, dtype: torch.dtype | Non
     return values
 
 
-def cast_weight(weight: Tensor, operand: Operand | None, axis: int) -> Tensor:
-    """Cast a weight as `cast_operand` does, once for each state of its parameter."""
+def cast_weight(weight: Tensor, operand: Operand | None, axis: int, rotation: int = 0) -> Tensor:
+    """Cast a weight as `cast_operand` does, once for each state of its parameter.
+
+    With a `rotation` it is turned first, also where it is not cast.
+    """
     if operand is None or is_uncast():
-        return weight
+        return rotated(weight, rotation, axis)
     if torch.compiler.is_compiling():
-        return cast_values(weight, operand, axis)
+        return cast_values(rotated(weight, rotation, axis), operand, axis)
     tell(weight, operand, axis, weight=True)
     parameter = owner(weight)
-    if not _keeps(parameter):
-        return cast_values(weight, operand, axis)
-    value = _keep(parameter, weight, operand, axis, weight.dtype)
+    if not _keeps(parameter) or (rotation and weight.requires_grad and torch.is_grad_enabled()):
+        # The gradient of what is turned has to be turned back, which autograd does.
+        return cast_values(rotated(weight, rotation, axis), operand, axis)
+    value = _keep(parameter, weight, operand, axis, weight.dtype, rotation)
     if weight.requires_grad and torch.is_grad_enabled():
         return _straight_through(weight, value, lambda: forget([parameter]))
     return value
@@ -131,13 +136,18 @@ def forget_all() -> None:
 
 
 def _keep(
-    parameter: Tensor, weight: Tensor, operand: Operand, axis: int, dtype: torch.dtype
+    parameter: Tensor,
+    weight: Tensor,
+    operand: Operand,
+    axis: int,
+    dtype: torch.dtype,
+    rotation: int = 0,
 ) -> Tensor:
     casts = _kept.get(parameter)
     if casts is None:
         _kept[parameter] = casts = {}
     layout = weight.shape, weight.stride(), int(weight.storage_offset())
-    place = (operand, axis, dtype, *layout)
+    place = (operand, axis, dtype, rotation, *layout)
     stamp = (weight._version, weight.data_ptr(), weight.dtype)  # noqa: SLF001  (autograd's own counter)
     found = casts.get(place)
     if found is not None and found[0] == stamp:
@@ -147,7 +157,7 @@ def _keep(
         casts.clear()
     # A tensor made in inference mode could not take part in training later.
     with torch.inference_mode(mode=False), torch.no_grad():
-        value = cast_values(weight.detach(), operand, axis, dtype)
+        value = cast_values(rotated(weight.detach(), rotation, axis), operand, axis, dtype)
     casts[place] = (stamp, value)
     return value
 

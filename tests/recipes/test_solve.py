@@ -106,11 +106,23 @@ def compensated(
 def test_diffusion_is_that_of_the_paper(spelling: str) -> None:
     W, quantized, wide, statistics = problem()
     grid = Grid.of(W, Operand(get_block_format(spelling)))
-    solver = Solver("error_diffusion", settle="original", sweeps=0)
+    solver = Solver("error_diffusion", settle="original", sweeps=0, correction=1.0)
     found = solve(W, statistics, grid, segments(spelling, 80), solver)
     expected = diffused(W[0], quantized[0], wide[0], spelling)
     # The statistics' float32 may move a value across the middle between two codes.
     assert (found.values[0].double() != expected).double().mean() < 2e-3
+
+
+@pytest.mark.parametrize("method", CALIBRATED)
+def test_half_a_correction_aims_half_way(method: Method) -> None:
+    W, _, _, found = problem()
+    grid, runs = Grid.of(W, Operand(get_block_format("mxfp4"))), segments("mxfp4", 80)
+    aims = {0.0: found.H, 0.5: (found.H + found.G) / 2, 1.0: found.G}
+    for correction, G in aims.items():
+        ours = solve(W, found, grid, runs, Solver(method, sweeps=1, correction=correction))
+        aimed = Statistics(found.H, G, found.F, found.rows)
+        same = solve(W, aimed, grid, runs, Solver(method, sweeps=1, correction=1.0))
+        assert torch.equal(ours.values, same.values)
 
 
 @pytest.mark.parametrize("spelling", FORMATS)
@@ -274,6 +286,8 @@ def test_options_that_are_not_known_are_refused() -> None:
         Solver("gptp")  # type: ignore[arg-type]
     with pytest.raises(MicroscaleError, match="'later'"):
         Solver("gptq", "later")  # type: ignore[arg-type]
+    with pytest.raises(MicroscaleError, match="correction 1"):
+        Solver("gptq", correction=1.5)
     with pytest.raises(MicroscaleError, match="sweeps -1"):
         Solver("gptq", sweeps=-1)
     with pytest.raises(MicroscaleError, match="damping -1"):
@@ -286,7 +300,11 @@ def test_sweeps_never_raise_the_error(method: Method, spelling: str) -> None:
     W, _, _, statistics = problem()
     grid, runs = Grid.of(W, Operand(get_block_format(spelling))), segments(spelling, 80)
     errors = [
-        error(statistics, W, solve(W, statistics, grid, runs, Solver(method, sweeps=n)).values)
+        error(
+            statistics,
+            W,
+            solve(W, statistics, grid, runs, Solver(method, sweeps=n, correction=1)).values,
+        )
         for n in range(4)
     ]
     assert all(b <= a * (1 + 1e-9) for a, b in pairwise(errors))

@@ -19,6 +19,7 @@ from microscale.errors import MicroscaleError
 from microscale.files import check_output
 from microscale.kernels.storage import PARTS
 from microscale.policy import Policy
+from microscale.rotation import rotated
 from microscale.survey import Weight
 from microscale.tensor import BlockTensor, quantize
 
@@ -94,7 +95,8 @@ def _quantized(x: Tensor, weight: Weight) -> Tensor:
     operand = weight.operand
     if operand is None or isinstance(x, BlockTensor):
         return x
-    return quantize(x, operand.format, weight.axis, **operand.laws)
+    turned = rotated(x.detach(), weight.rotation, weight.axis)
+    return quantize(turned, operand.format, weight.axis, **operand.laws)
 
 
 def _without_aliases(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ POLICY = "policy.toml"
 PROGRESS = ".progress"
 RANGES = "ranges"
 RANGE_OPTIONS = ("--weight-range", "--input-range", "--batch-norm", "--exponents")
-USUAL = {"scales": "mse", "settle": "entered", "order": False, "sweeps": None}
+USUAL = {
+    "scales": "mse",
+    "settle": "entered",
+    "order": False,
+    "sweeps": None,
+    "correction": None,
+}
 """The options of methods that solve, as they are when none is given."""
 
 BESIDES = ("*.json", "*.model", "*.txt", "*.jinja")
@@ -44,6 +51,8 @@ def run_quantize(  # noqa: PLR0913  (the command's options)
     settle: Any,
     order: bool,
     sweeps: int | None,
+    correction: float | None,
+    rotation: str,
     weight_range: str | None,
     input_range: str | None,
     batch_norm: bool,
@@ -64,9 +73,12 @@ def run_quantize(  # noqa: PLR0913  (the command's options)
     )
     ranging: dict[str, Any] = {"weights": weight_range, "inputs": input_range}
     ranging |= {"batch_norm": batch_norm, "exponents": exponents}
-    solving: dict[str, Any] = {"scales": scales, "settle": settle, "order": order, "sweeps": sweeps}
+    options = scales, settle, order, sweeps, correction
+    solving: dict[str, Any] = dict(zip(USUAL, options, strict=True))
     _check_method(method, ranging, solving)
     chosen = _policy(fmt, policy)
+    if rotation != "off":
+        chosen = replace(chosen, rotation=rotation)
     _check_folder(out)
     with bars(model) as report:
         report("loading", 0, None)
@@ -111,7 +123,8 @@ def _check_method(method: Any, ranging: dict[str, Any], solving: dict[str, Any])
         for name, option in zip(ranging, RANGE_OPTIONS, strict=True):
             if ranging[name]:
                 raise MicroscaleError(f"{option} is for --method ranges, not {method!r}.")
-        Solver(method, solving["settle"], solving["order"], None, solving["sweeps"])
+        further = solving["sweeps"], solving["correction"]
+        Solver(method, solving["settle"], solving["order"], None, *further)
         return
     for name, usual in USUAL.items():
         if solving[name] != usual:

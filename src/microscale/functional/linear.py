@@ -9,6 +9,7 @@ from microscale.functional.product import cast_right, note_product, plain, unfit
 from microscale.functional.vector import deliver
 from microscale.packed_ops import unserved
 from microscale.policy import Policy
+from microscale.rotation import rotated
 from microscale.tensor import BlockTensor
 from microscale.watch import tell_product
 from microscale.weights import cast_operand
@@ -21,6 +22,7 @@ def linear(
     *,
     policy: Policy,
     name: str = "",
+    rotation: int = 0,
 ) -> Tensor:
     """`torch.nn.functional.linear` on operands cast along in-features.
 
@@ -32,6 +34,8 @@ def linear(
             and `wgrad`, cast along out-features and along all tokens, flattened. Where none of
             their operands is set, they take the gradient as it is and the forward's casts.
         name: of the module, for ledgers.
+        rotation: how many values of inputs and weights are turned together before their casts
+            (`microscale.rotation`); packed weights are stored turned.
 
     Returns:
         [..., out].
@@ -40,16 +44,19 @@ def linear(
     note_product(name, "linear", (input, operands.input), (weight, operands.weight))
     with plain():
         backward = backward_of(input, weight, policy, name, "linear")
-        if not isinstance(weight, BlockTensor):
+        packed = isinstance(weight, BlockTensor)
+        if not packed and not rotation:
             result = emulated.linear(input, weight, bias, policy, backward)
             if result is not None:
                 return deliver(result, policy)
-        left = cast_operand(input, operands.input, -1)
-        tell_product("matrix", input, left, weight, operands.weight, -1)
+        turned = rotated(input, rotation)
+        left = cast_operand(turned, operands.input, -1)
+        tell_product("matrix", input, left, weight, operands.weight, -1, rotation=rotation)
         right = weight
-        if not isinstance(weight, BlockTensor) or backward or unserved(weight):
-            right = cast_right(weight, operands.weight, -1)  # else multiplied as stored
-        return deliver(flow(LINEAR, left, right, bias, (input, weight), backward), policy)
+        if not packed or backward or unserved(weight):  # else multiplied as stored
+            right = cast_right(weight, operands.weight, -1, rotation)
+        sources = turned, weight if packed else rotated(weight, rotation)
+        return deliver(flow(LINEAR, left, right, bias, sources, backward), policy)
 
 
 def matmul(left: Tensor, right: Tensor, *, policy: Policy, name: str = "") -> Tensor:

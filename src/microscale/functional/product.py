@@ -79,11 +79,11 @@ def _decoding(product: str, weight: Tensor) -> str:
 UNSET = "the policy leaves both operands in the wider type"
 
 
-def cast_right(weight: Tensor, operand: Operand | None, axis: int) -> Tensor:
-    """Cast a weight by its role, whatever it is; a packed tensor is decoded."""
+def cast_right(weight: Tensor, operand: Operand | None, axis: int, rotation: int = 0) -> Tensor:
+    """Cast a weight by its role, whatever it is; a packed tensor, stored turned, is decoded."""
     if isinstance(weight, BlockTensor):
         return weight.dequantize()
-    return cast_weight(weight, operand, axis)
+    return cast_weight(weight, operand, axis, rotation)
 
 
 def _decoded(x: Tensor, owner: Tensor, operand: Operand | None, axis: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from microscale.recipes.walk import Report, Walk
 CACHE_BYTES = 2**30
 
 
-def error_diffusion(
+def error_diffusion(  # noqa: PLR0913  (one option each)
     model: nn.Module,
     policy: Policy | str,
     batches: Iterable[Batch],
@@ -34,6 +35,8 @@ def error_diffusion(
     order: bool = False,
     damping: float | None = None,
     sweeps: int | None = None,
+    correction: float | None = None,
+    rotation: str | None = None,
     cache_bytes: int = CACHE_BYTES,
     progress: Path | None = None,
     report: Report = lambda *_: None,
@@ -52,6 +55,11 @@ def error_diffusion(
         damping: of inverses; None: the method's own.
         sweeps: how often the columns of a solved weight are gone over again;
             None: 4 for error_diffusion, else 0.
+        correction: how far each layer's aim goes from what its weight gives for the inputs that
+            the layer gets (0) to what the float network gives (1); None: 0.5 for error_diffusion,
+            else 1. `gptq` has no such aim, except in sweeps.
+        rotation: "hadamard" turns inputs and weights of linear layers (`microscale.rotation`);
+            None: as the policy says.
         cache_bytes: memory for outputs of finished blocks; what is beyond goes to disk, into the
             temporary folder (TMPDIR).
         progress: a folder for the weights solved so far: the same call, after this one was killed,
@@ -68,11 +76,14 @@ def error_diffusion(
         MicroscaleError: bad data, a policy that cannot be carried out. The model is then as it
             was, except for weights of blocks that were finished before.
     """
-    solver = Solver(method, settle, order, damping, sweeps)
+    solver = Solver(method, settle, order, damping, sweeps, correction)
     if scales not in ("rule", "mse"):
         raise MicroscaleError(f"scales {scales!r} is not known; write 'rule' or 'mse'.")
     kept = read(batches)
-    settings = Policy.parse(policy) if isinstance(policy, str) else policy, solver, scales
+    policy = Policy.parse(policy) if isinstance(policy, str) else policy
+    if rotation is not None:
+        policy = replace(policy, rotation=rotation)
+    settings = policy, solver, scales
     _check(settings[0])
     # The data of all processes have a part in the result, so all of them make the run what it is.
     run = "" if progress is None else " ".join(gathered(digest(model, kept, settings)))

@@ -26,7 +26,8 @@ class Part:
     """A view of a parameter, and how a product uses it.
 
     `offset` and `stride` are relative to the parameter's own memory. `geometry` is a convolution's
-    in the order in which PyTorch takes it.
+    in the order in which PyTorch takes it. `rotation`: how many of K values are turned together
+    before they are cast.
     """
 
     parameter: str
@@ -36,6 +37,7 @@ class Part:
     kind: Kind
     axis: int
     geometry: tuple[Any, ...] = field(default=(), compare=False)
+    rotation: int = 0
 
     @property
     def groups(self) -> int:
@@ -176,7 +178,8 @@ class Parameters:
         weight = product.weight
         if isinstance(weight, BlockTensor):
             return None
-        key = (weight.data_ptr(), weight.shape, weight.stride(), product.kind, product.axis)
+        place = weight.data_ptr(), weight.shape, weight.stride()
+        key = (*place, product.kind, product.axis, product.rotation)
         if key not in self._found:
             self._found[key] = self._part(product)
         return self._found[key]
@@ -187,9 +190,8 @@ class Parameters:
             if start <= address < stop:
                 offset = (address - start) // weight.element_size()
                 size, stride = tuple(weight.shape), weight.stride()
-                return Part(
-                    name, offset, size, stride, product.kind, product.axis, product.geometry
-                )
+                use = product.kind, product.axis, product.geometry, product.rotation
+                return Part(name, offset, size, stride, *use)
         return None
 
 

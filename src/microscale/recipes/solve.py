@@ -22,6 +22,12 @@ The substitution is recursive: solve the first half, subtract its part L_21 c_1 
 half as one GEMM, solve that. So nearly all of the K^2 N multiplications are in large GEMMs; leaves
 are single blocks. The cost does not depend on the number of samples.
 
+`correction` c says how much of the difference between the networks a weight is to make up for: G is
+c G + (1 - c) H wherever it stands above. At 1 the aim is what the float network gives; but the part
+of X~ that is noise (the activations' own rounding) draws that least-squares solution towards zero,
+and recurrent layers, which see it many times over, most of all. At 0 the layer is solved for X~
+alone. Half is what this library recommends for its own method (docs/log.md).
+
 `sweeps` go over the columns again afterwards: each is rounded anew to what is best for it beside
 all others as they now are, q_t = Q((aim_t - sum_{j != t} H_tj q_j) / H_tt) with aim = G W, which
 never raises the error (coordinate descent, as in QuantEase, arXiv 2309.01885). Scales stay.
@@ -59,6 +65,10 @@ SWEEPS = {"error_diffusion": 4}
 error diffusion is what this library recommends (docs/log.md has what was measured)."""
 
 
+CORRECTION = {"error_diffusion": 0.5}
+"""How far a method's aim goes towards the float network unless said otherwise; else all the way."""
+
+
 @dataclass(frozen=True, slots=True)
 class Solver:
     """How weights are rounded.
@@ -69,6 +79,8 @@ class Solver:
         order: whether blocks, and the columns in each, go by falling diagonal of H.
         damping: of inverses, in units of the mean of H's diagonal; None: the method's own.
         sweeps: how often all columns are gone over again; None: the method's own.
+        correction: how far the aim goes from what the weight gives for the inputs that the layer
+            gets (0) to what it gives in the float network (1); None: the method's own.
     """
 
     method: Method = "error_diffusion"
@@ -76,6 +88,7 @@ class Solver:
     order: bool = False
     damping: float | None = None
     sweeps: int | None = None
+    correction: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is not known."""
@@ -93,6 +106,10 @@ class Solver:
             object.__setattr__(self, "sweeps", SWEEPS.get(self.method, 0))
         elif self.sweeps < 0:
             raise MicroscaleError(f"sweeps {self.sweeps!r} is not a number from 0 on.")
+        if self.correction is None:
+            object.__setattr__(self, "correction", CORRECTION.get(self.method, 1.0))
+        elif not 0 <= self.correction <= 1:
+            raise MicroscaleError(f"correction {self.correction!r} is not a number from 0 to 1.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,6 +145,7 @@ def solve(
         solver: the method and its options.
     """
     W = weight.double()
+    statistics = _aimed(statistics, solver.correction)
     order = _order(statistics.H, segments) if solver.order else None
     if order is not None:
         columns, sizes = order
@@ -214,6 +232,15 @@ _PROBLEMS = {
     "gptq": _optq,
     "qronos": _qronos,
 }
+
+
+def _aimed(statistics: Statistics, correction: float | None) -> Statistics:
+    """Statistics whose G goes only so far from H."""
+    assert correction is not None
+    if correction == 1:
+        return statistics
+    G = torch.lerp(statistics.H, statistics.G, correction)
+    return Statistics(statistics.H, G, statistics.F, statistics.rows)
 
 
 def _diagonal(matrices: Tensor) -> Tensor:

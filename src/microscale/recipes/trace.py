@@ -127,6 +127,9 @@ class Trace:
             if len(operands) > 1:
                 spelled = " and as ".join(sorted(map(str, operands)))
                 self.unsolvable[name] = f"it is used as {spelled}"
+        for name in formats:
+            if len({p.rotation for p in self.operands if p.parameter == name}) > 1:
+                self.unsolvable[name] = "it is rotated in one product and not in another"
 
     def _stage(self, group: Sequence[Part], multiplied: Sequence[Part]) -> Stage:
         shared: dict[int, list[Part]] = defaultdict(list)

@@ -13,7 +13,7 @@ that is not needed any more stops its pass.
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from microscale.recipes.solve import Solution, Solver, solve
 from microscale.recipes.stacks import Stacks, Stopped
 from microscale.recipes.statistics import Statistics
 from microscale.recipes.trace import Stage, Trace
+from microscale.rotation import rotated
 from microscale.tensor import BlockTensor
 from microscale.watch import Product, watching_products
 from microscale.weights import forget, uncast
@@ -222,14 +223,15 @@ class Walk:
         parameter = self.places.parameter(name)
         parts = [part for part in stage.parts if part.parameter == name]
         operand = self.trace.operands[parts[0]]
-        grid = Grid.of(parameter.detach(), operand, self.search)
-        plain = Grid.of(parameter.detach(), operand)
+        turned = rotated(parameter.detach(), parts[0].rotation, parts[0].axis)
+        grid = Grid.of(turned, operand, self.search)
+        plain = Grid.of(turned, operand)
         found: list[tuple[Part, Solution]] = []
         before = after = energy = 0.0
         used = set()
         for part in parts:
             known = statistics[part]
-            W = part.matrices(part.view(parameter))
+            W = rotated(part.matrices(part.view(parameter)), part.rotation, 1)
             segments = part.segments(grid.format)
             nearest = solve(W, known, plain, segments, Solver("rtn"))
             solution = solve(W, known, grid, segments, self.solver)
@@ -252,7 +254,9 @@ class Walk:
         original = self.places.parameter(name)
         solved = Solved.of(original, grid)
         for part, solution in found:
-            solved.write(part, solution)
+            # What is stored as values is turned at every use.
+            values = rotated(solution.values, part.rotation, 1)
+            solved.write(part, replace(solution, values=values))
         self._replace(name, solved.parameter(original, grid, self.places.axis(name)))
 
     def _replace(self, name: str, parameter: nn.Parameter) -> None:
