@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from microscale.conversion import Conversion
 from microscale.errors import MicroscaleError, near_names
-from microscale.nn.site import ATTRIBUTE
+from microscale.nn.site import ATTRIBUTE, LEARNED
 from microscale.operands import PATHS, Operand
 from microscale.policy import Policy, covers
 from microscale.scope import Scope, site_of
@@ -69,6 +69,8 @@ def revert(model: nn.Module) -> None:
         if site is not None:
             module.__class__ = site.original
             del module.__dict__[ATTRIBUTE]
+            for name in LEARNED:
+                module._modules.pop(name, None)  # noqa: SLF001  (delattr refuses what is not there)
     forget(model.parameters())
 
 

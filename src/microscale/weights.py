@@ -14,6 +14,7 @@ Compiled code casts weights at every call, since it cannot know when they change
 
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +31,14 @@ _Stamp = tuple[int, int, torch.dtype]
 
 _VIEWS = 16
 """Casts kept of one parameter and its views: code that cuts ever new ones must not fill memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnCast(Operand):
+    """An operand that a function casts, given the values and the axis, while a model is trained."""
+
+    caster: Callable[[Tensor, int], Tensor] = field(kw_only=True)
+
 
 _kept: MutableMapping[Tensor, dict[_Place, tuple[_Stamp, Tensor]]] = WeakTensorKeyDictionary()
 
@@ -86,6 +95,8 @@ def cast_operand(x: Tensor, operand: Operand | None, axis: int) -> Tensor:
 
 def cast_values(x: Tensor, operand: Operand, axis: int) -> Tensor:
     """Cast `x` as `cast_operand` does, unseen by watchers."""
+    if isinstance(operand, OwnCast):
+        return operand.caster(x, axis)
     values: Tensor = cast(x, operand.format, axis, **operand.laws)
     return values
 
@@ -98,7 +109,9 @@ def cast_weight(weight: Tensor, operand: Operand | None, axis: int) -> Tensor:
         return cast_values(weight, operand, axis)
     tell(weight, operand, axis, weight=True)
     parameter = owner(weight)
-    if type(parameter) is not Parameter or parameter.is_inference():
+    # What a function of its own gives may change though the weight does not.
+    own = isinstance(operand, OwnCast)
+    if own or type(parameter) is not Parameter or parameter.is_inference():
         return cast_values(weight, operand, axis)
     value = _keep(parameter, weight, operand, axis)
     if weight.requires_grad and torch.is_grad_enabled():
