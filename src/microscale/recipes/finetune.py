@@ -252,6 +252,7 @@ class _Training:
                 torch.set_rng_state(self.random[0])
                 torch.cuda.set_rng_state_all(self.random[1:])
             self.model.train()
+            self.model.zero_grad()  # of what was done to it before
             for step in range(len(self.losses), plan.steps):
                 self.report("training", step, plan.steps)
                 self._step(step, snapshot)
