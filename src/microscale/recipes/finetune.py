@@ -27,6 +27,7 @@ from microscale.recipes.packing import Places
 from microscale.recipes.preparation import (
     Learn,
     Preparation,
+    check_words,
     prepare,
     range_parameters,
     ranges_of,
@@ -67,7 +68,8 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no sense."""
+        """Refuse words and numbers that make no sense."""
+        check_words(self.learn, self.gradient)
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise MicroscaleError(f"steps {self.steps!r} is not a positive whole number.")
         for name, value in (("lr", self.lr), ("range_lr", self.range_lr)):

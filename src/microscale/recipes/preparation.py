@@ -87,7 +87,7 @@ def prepare(model: nn.Module, *, learn: Learn = "off", gradient: str = "identity
         MicroscaleError: a model that is not converted or prepared already, unknown words, and
             nothing that could be learned. The model is then as it was.
     """
-    _check_words(learn, gradient)
+    check_words(learn, gradient)
     modules = [(name, module) for name, module in model.named_modules() if site_of(module)]
     if not modules:
         raise MicroscaleError("the model is not converted; call microscale.convert on it first.")
@@ -147,7 +147,8 @@ def ranges_of(model: nn.Module) -> dict[str, LearnedRange]:
     return {n: module for n, module in model.named_modules() if isinstance(module, LearnedRange)}
 
 
-def _check_words(learn: str, gradient: str) -> None:
+def check_words(learn: str, gradient: str) -> None:
+    """Refuse words that `prepare` does not know."""
     if learn not in LEARNS:
         raise MicroscaleError(f"learn={learn!r} is not known.{near_names(learn, LEARNS)}")
     Gradient(gradient)
