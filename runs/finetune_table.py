@@ -20,7 +20,7 @@ from microscale.suite.setting import Setting
 from microscale.suite.trained import CAST, FINETUNED, WIDE, report_on
 
 MODELS = "digits-cnn,digits-vit,arm-kws-ds-cnn-s,kwt1-speech-commands"
-FORMATS = ("mxfp6_e2m3", "mxfp4")
+FORMATS = ("fp32", "mxfp6_e2m3", "mxfp4")
 SEEDS = (0, 1)
 STEPS, LR = 120, 3e-4
 HEAD = ("model", "format", "seed", "metric", "which", "value", "error", "units", "loss", "seconds")
