@@ -272,7 +272,7 @@ class _Training:
         if not math.isfinite(value):
             where = origin(self.model, self.loss, batch)
             raise self._diverged(step, snapshot, f"the loss is {value}, and began in {where}")
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if name := bad_gradient(self.model):
             raise self._diverged(step, snapshot, f"the gradient of {name} is not finite")
         for optimizer in self.optimizers:

@@ -43,7 +43,9 @@ class Clipped:
     def __call__(self, x: Tensor, axis: int) -> Tensor:
         """The values."""
         operand = self.operand
-        return cast(x, operand.format, axis, gradient=Gradient.CLIPPED.value, **operand.laws)
+        clipped = Gradient.CLIPPED.value
+        values: Tensor = cast(x, operand.format, axis, gradient=clipped, **operand.laws)
+        return values
 
 
 @dataclass(frozen=True, slots=True)
