@@ -382,6 +382,100 @@ def quantize(  # noqa: PLR0913  (its options)
 
 
 @app.command()
+def finetune(  # noqa: PLR0913  (its options)
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A Hugging Face causal language model (directory or name) or a model of the "
+            "suite.",
+        ),
+    ],
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the packed model.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What to train on: UTF-8 text for a language model, else an .npz or .safetensors "
+            "of inputs and labels. Digits and keyword models bring their own.",
+        ),
+    ] = None,
+    text: Text = None,
+    fmt: Annotated[
+        str | None,
+        typer.Option("--format", metavar="FORMAT", help="A format or a weight/activation pair."),
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A policy as TOML or JSON, instead.")
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(metavar="N", help="Batches to train with; 200 by default.")
+    ] = None,
+    lr: Annotated[
+        str | None, typer.Option(metavar="X", help="Learning rate of AdamW; 1e-4 by default.")
+    ] = None,
+    learn: Annotated[
+        str,
+        typer.Option(
+            metavar="WHAT",
+            help="off, ranges (of INT8, INT4, FP8) or exponents (ranges and exponent bits).",
+        ),
+    ] = "off",
+    range_lr: Annotated[
+        str | None,
+        typer.Option(metavar="X", help="Learning rate of ranges (SGD); 1e-2 by default."),
+    ] = None,
+    gradient: Annotated[
+        str,
+        typer.Option(metavar="HOW", help="Of casts: identity, or clipped where they saturate."),
+    ] = "identity",
+    weight_decay: Annotated[float, typer.Option(metavar="X", help="Of AdamW.")] = 0.0,
+    sweep: Annotated[
+        bool,
+        typer.Option(
+            "--sweep",
+            help="Try several --lr, --steps and --range-lr (separated by commas), choose on data "
+            "held back.",
+        ),
+    ] = False,
+    limit: Limit = None,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    json_file: JsonFile = None,
+    picture: Picture = None,
+) -> None:
+    """Train a model on with quantized forward passes, and write it packed."""
+    with _clean_exit():
+        from microscale.commands.finetune import run_finetune
+
+        run_finetune(
+            model,
+            fmt=fmt,
+            policy=policy,
+            data=data,
+            text=text,
+            out=out,
+            steps=steps,
+            lr=lr,
+            learn=learn,
+            range_lr=range_lr,
+            gradient=gradient,
+            weight_decay=weight_decay,
+            sweeping=sweep,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            json_file=json_file,
+            picture=picture,
+        )
+
+
+@app.command()
 def search(  # noqa: PLR0913  (its options)
     model: Annotated[
         str,

@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from microscale.conversion import Conversion
 from microscale.errors import MicroscaleError, near_names
-from microscale.nn.site import ATTRIBUTE
+from microscale.nn.site import ATTRIBUTE, LEARNED
 from microscale.operands import PATHS, Operand
 from microscale.policy import Policy, covers
 from microscale.rotation import rotated, tied_to_others
@@ -75,6 +75,8 @@ def revert(model: nn.Module) -> None:
             _turn_back(module, site.policy)
             module.__class__ = site.original
             del module.__dict__[ATTRIBUTE]
+            for name in LEARNED:
+                module._modules.pop(name, None)  # noqa: SLF001  (delattr refuses what is not there)
     forget(model.parameters())
 
 

@@ -14,6 +14,7 @@ Compiled code casts weights at every call, since it cannot know when they change
 
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +32,14 @@ _Stamp = tuple[int, int, torch.dtype]
 
 _VIEWS = 16
 """Casts kept of one parameter and its views: code that cuts ever new ones must not fill memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnCast(Operand):
+    """An operand that a function casts, given the values and the axis, while a model is trained."""
+
+    caster: Callable[[Tensor, int], Tensor] = field(kw_only=True)
+
 
 _kept: MutableMapping[Tensor, dict[_Place, tuple[_Stamp, Tensor]]] = WeakTensorKeyDictionary()
 
@@ -87,6 +96,8 @@ def cast_operand(x: Tensor, operand: Operand | None, axis: int) -> Tensor:
 
 def cast_values(x: Tensor, operand: Operand, axis: int, dtype: torch.dtype | None = None) -> Tensor:
     """Cast `x` as `cast_operand` does, unseen by watchers."""
+    if isinstance(operand, OwnCast):
+        return operand.caster(x, axis)
     x = x if operand.factor == 1 else x * operand.factor
     values: Tensor = cast(x, operand.format, axis, dtype=dtype, **operand.laws)
     return values
@@ -103,8 +114,10 @@ def cast_weight(weight: Tensor, operand: Operand | None, axis: int, rotation: in
         return cast_values(rotated(weight, rotation, axis), operand, axis)
     tell(weight, operand, axis, weight=True)
     parameter = owner(weight)
-    if not _keeps(parameter) or (rotation and weight.requires_grad and torch.is_grad_enabled()):
-        # The gradient of what is turned has to be turned back, which autograd does.
+    # What a function of its own gives may change though the weight does not. And the gradient of
+    # what is turned has to be turned back, which autograd does.
+    turning = rotation and weight.requires_grad and torch.is_grad_enabled()
+    if isinstance(operand, OwnCast) or turning or not _keeps(parameter):
         return cast_values(rotated(weight, rotation, axis), operand, axis)
     value = _keep(parameter, weight, operand, axis, weight.dtype, rotation)
     if weight.requires_grad and torch.is_grad_enabled():

@@ -112,12 +112,12 @@ def test_a_model_that_reads_no_text_takes_arrays(
 
 
 def test_arrays_are_cut_into_batches(tmp_path: Path) -> None:
-    from microscale.suite.calibration import _array_batches, _read_arrays
+    from microscale.suite.calibration import _array_batches, read_arrays
     from microscale.suite.setting import Setting
 
     setting = Setting.parse(limit=10, batch_size=4)
     np.savez(tmp_path / "x.npz", a=np.arange(40.0).reshape(20, 2), b=np.arange(20))
-    found, about = _array_batches(_read_arrays(tmp_path / "x.npz"), tmp_path / "x.npz", setting)
+    found, about = _array_batches(read_arrays(tmp_path / "x.npz"), tmp_path / "x.npz", setting)
     assert about == "x.npz: 10 of 20 samples"
     named: list[Any] = list(found)
     assert [len(batch["a"]) for batch in named] == [4, 4, 2]

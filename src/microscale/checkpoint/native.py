@@ -18,6 +18,7 @@ from microscale.convert import convert
 from microscale.errors import MicroscaleError
 from microscale.files import check_output
 from microscale.kernels.storage import PARTS
+from microscale.nn.site import LEARNED
 from microscale.policy import Policy
 from microscale.rotation import rotated
 from microscale.survey import Weight
@@ -82,6 +83,12 @@ def load(path: str | Path, model: nn.Module | None = None, *, device: str = "cpu
 
 
 def _packed_state(model: nn.Module) -> tuple[Tensors, dict[str, str], Policy | None]:
+    for name, module in model.named_modules():
+        if any(hasattr(module, place) for place in LEARNED):
+            raise MicroscaleError(
+                f"module {name!r} is still learning its ranges; call microscale.recipes.settle on "
+                "the model before it is saved."
+            )
     state = model.state_dict()
     weights = packed_weights(model)
     kinds = {name: (weight.operand, weight.axis) for name, weight in weights.items()}

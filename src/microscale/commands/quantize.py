@@ -76,10 +76,10 @@ def run_quantize(  # noqa: PLR0913  (the command's options)
     options = scales, settle, order, sweeps, correction
     solving: dict[str, Any] = dict(zip(USUAL, options, strict=True))
     _check_method(method, ranging, solving)
-    chosen = _policy(fmt, policy)
+    chosen = read_policy(fmt, policy)
     if rotation != "off":
         chosen = replace(chosen, rotation=rotation)
-    _check_folder(out)
+    check_folder(out)
     with bars(model) as report:
         report("loading", 0, None)
         found = read_calibration(model, data, setting)
@@ -103,7 +103,7 @@ def run_quantize(  # noqa: PLR0913  (the command's options)
             )
     out.mkdir(parents=True, exist_ok=True)
     if found.folder is not None:
-        _copy_besides(found.folder, out)
+        copy_besides(found.folder, out)
     save(found.model, out / WEIGHTS)
     write_file(out / POLICY, chosen.to_toml())
     record = {"model": model, "data": found.about, "seed": seed, **calibration.to_dict()}
@@ -135,14 +135,16 @@ def _check_method(method: Any, ranging: dict[str, Any], solving: dict[str, Any])
             raise MicroscaleError(f"{option} {value!r} is not known.{near}")
 
 
-def _copy_besides(folder: Path, out: Path) -> None:
+def copy_besides(folder: Path, out: Path) -> None:
+    """Copy configuration and tokenizer of a model directory."""
     for pattern in BESIDES:
         for path in sorted(folder.glob(pattern)):
             if not path.name.endswith(".index.json"):
                 shutil.copyfile(path, out / path.name)
 
 
-def _policy(fmt: str | None, path: Path | None) -> Policy:
+def read_policy(fmt: str | None, path: Path | None) -> Policy:
+    """The policy of `--format` or `--policy`, of which one is given."""
     if (fmt is None) == (path is None):
         raise MicroscaleError("give either --format or --policy.")
     if fmt is not None:
@@ -151,7 +153,8 @@ def _policy(fmt: str | None, path: Path | None) -> Policy:
     return Policy.read(path)
 
 
-def _check_folder(out: Path) -> None:
+def check_folder(out: Path) -> None:
+    """Refuse an `--out` that holds something else than the progress of a run."""
     if out.exists() and not out.is_dir():
         raise MicroscaleError(f"--out {str(out)!r} is a file; name a new folder.")
     others = [path.name for path in out.iterdir() if path.name != PROGRESS] if out.is_dir() else []

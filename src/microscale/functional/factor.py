@@ -17,7 +17,14 @@ from microscale.kernels.native import dense
 from microscale.operands import Operand
 from microscale.ops import ordinary
 from microscale.watch import watched
-from microscale.weights import cast_detached, cast_operand, cast_values, cast_weight, is_uncast
+from microscale.weights import (
+    OwnCast,
+    cast_detached,
+    cast_operand,
+    cast_values,
+    cast_weight,
+    is_uncast,
+)
 
 SMALLEST = 2**22
 """Multiplications from which bfloat16 gains; smaller products are PyTorch's in float32."""
@@ -75,7 +82,9 @@ def suits(left: Factor, right: Factor) -> bool:
         return False
     for factor in (left, right):
         x, operand = factor.source, factor.operand
-        if operand is None or x.dtype is not torch.float32 or not ordinary(x):
+        if operand is None or isinstance(operand, OwnCast):
+            return False
+        if x.dtype is not torch.float32 or not ordinary(x):
             return False
         if not _narrow(operand.format):
             return False

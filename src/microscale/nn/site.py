@@ -9,6 +9,9 @@ from microscale.policy import Policy
 ATTRIBUTE = "microscale"
 """Where a converted module keeps its site (or its scope, which has one)."""
 
+LEARNED = ("microscale_weight_range", "microscale_input_range")
+"""Where a module that is finetuned keeps the ranges that are learned (`recipes.learned`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Site:

@@ -3,14 +3,29 @@
 from typing import TYPE_CHECKING
 
 from microscale.recipes.diffusion import error_diffusion
+from microscale.recipes.finetune import Plan, finetune
+from microscale.recipes.preparation import prepare, range_parameters, settle
 from microscale.recipes.ranges import ranges
 from microscale.recipes.search import search
+from microscale.recipes.sweep import sweep
 from microscale.recipes.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from microscale.recipes.training.train import train
 
-__all__ = ["TrainConfig", "error_diffusion", "ranges", "search", "train"]
+__all__ = [
+    "Plan",
+    "TrainConfig",
+    "error_diffusion",
+    "finetune",
+    "prepare",
+    "range_parameters",
+    "ranges",
+    "search",
+    "settle",
+    "sweep",
+    "train",
+]
 
 
 def __getattr__(name: str) -> object:

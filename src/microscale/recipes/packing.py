@@ -57,6 +57,10 @@ class Places:
         for module, attribute in self._held[name]:
             setattr(module, attribute, parameter)
 
+    def is_shared(self, name: str) -> bool:
+        """Whether more than one module holds it."""
+        return len(self._held[name]) > 1
+
     def operand(self, name: str) -> Operand | None:
         """How a parameter is cast; None if modules differ, or none is known to cast it."""
         found = {weight.operand for weight in self._weights.get(name, [])}

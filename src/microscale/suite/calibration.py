@@ -56,7 +56,7 @@ def read_calibration(source: str, data: Path, setting: Setting) -> Calibrated:
                 f"model {source!r} ({entry.about}) reads no text; --data is to end in "
                 f"{', '.join(ARRAYS)}, not {str(data)!r}."
             )
-        arrays = _read_arrays(data)
+        arrays = read_arrays(data)
         model = entry.load(entry.folder(), setting, None).model
         return Calibrated(model, *_array_batches(arrays, data, setting), None)
     if is_array:
@@ -92,7 +92,8 @@ def _text_batches(
     return found, f"{data.name}: {len(chosen)} windows of up to {length} tokens, {tokens} tokens"
 
 
-def _read_arrays(data: Path) -> dict[str, Tensor]:
+def read_arrays(data: Path) -> dict[str, Tensor]:
+    """The arrays of a file by name, "" for the one of an .npy; raises MicroscaleError."""
     try:
         if data.suffix.lower() == ".safetensors":
             return dict(load_file(data))

@@ -38,16 +38,27 @@ def load_ds_cnn(folder: Path, name: str = "ds_cnn_l") -> nn.Module:
 
 def clip_task(folder: Path, setting: Setting, limit: int | None, about: str) -> Task:
     """Classify the clips whose features lie in `folder`; `limit` where the setting names none."""
+    features, labels = load_clips(folder)
+    chosen = sample(range(len(labels)), setting.limit or limit, setting.seed)
+    told = f"{about}: {len(chosen)} of {len(labels)} clips"
+    return score_clips(features[chosen], labels[chosen], setting, told)
+
+
+def load_clips(folder: Path) -> tuple[Tensor, Tensor]:
+    """Features [clips, ...] and labels [clips] of the clips in `folder`."""
     path = folder / "eval_features.safetensors"
     features, labels = named(read_tensors(path), ("features", "labels"), path)
-    labels = labels.long()
-    chosen = sample(range(len(labels)), setting.limit or limit, setting.seed)
+    return features, labels.long()
+
+
+def score_clips(features: Tensor, labels: Tensor, setting: Setting, about: str) -> Task:
+    """Classify these clips."""
     return Task(
-        evaluate=partial(_classify, features[chosen], labels[chosen], setting),
+        evaluate=partial(_classify, features, labels, setting),
         metric="accuracy",
         unit="clip",
-        units=len(chosen),
-        about=f"{about}: {len(chosen)} of {len(labels)} clips",
+        units=len(labels),
+        about=about,
     )
 
 
