@@ -241,20 +241,20 @@ def quantize(  # noqa: PLR0913  (its options)
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A Hugging Face causal language model (directory or name) or a model of the "
-            "suite.",
+            help="A Hugging Face model directory of safetensors; with --data also a causal "
+            "language model by name, or a model of the suite.",
         ),
     ],
     *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the packed model.")],
     data: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             metavar="FILE",
             help="Calibration data: UTF-8 text for a language model, else a .npy, .npz or "
-            ".safetensors of inputs.",
+            ".safetensors of inputs. Without it weights are cast directly, tensor by tensor.",
         ),
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the packed model.")],
+    ] = None,
     fmt: Annotated[
         str | None,
         typer.Option("--format", metavar="FORMAT", help="A format or a weight/activation pair."),
@@ -263,8 +263,12 @@ def quantize(  # noqa: PLR0913  (its options)
         Path | None, typer.Option(metavar="FILE", help="A policy as TOML or JSON, instead.")
     ] = None,
     method: Annotated[
-        str, typer.Option(metavar="NAME", help="error_diffusion, gptq, qronos, rtn or ranges.")
-    ] = "error_diffusion",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --data: error_diffusion (the default), gptq, qronos, rtn or ranges.",
+        ),
+    ] = None,
     scales: Annotated[
         str, typer.Option(metavar="HOW", help="Search scales (mse), or follow the format's rule.")
     ] = "mse",
@@ -301,7 +305,7 @@ def quantize(  # noqa: PLR0913  (its options)
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
-    """Round a model's weights with calibration data, and write them packed."""
+    """Write a model's weights packed: rounded with calibration data, or cast directly."""
     with _clean_exit():
         from microscale.commands.quantize import run_quantize
 
