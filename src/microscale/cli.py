@@ -332,6 +332,32 @@ def quantize(  # noqa: PLR0913  (its options)
 
 
 @app.command()
+def export(
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="A directory or file of any of the layouts.")
+    ],
+    *,
+    target: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="LAYOUT",
+            help="microscale, compressed-tensors, gpt-oss, quark, modelopt, mlx, gguf or onnx.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="PATH", help="A new folder; for gguf and onnx a new file.")
+    ],
+    json_file: JsonFile = None,
+) -> None:
+    """Write a packed checkpoint in another layout, and compare every value."""
+    with _clean_exit():
+        from microscale.commands.export import run_export
+
+        run_export(source, target=target, out=out, json_file=json_file)
+
+
+@app.command()
 def search(  # noqa: PLR0913  (its options)
     model: Annotated[
         str,

@@ -1,8 +1,8 @@
 """A checkpoint of any size cast directly, tensor by tensor, slice by slice.
 
 Memory holds a slice for each thread, whatever the size of the model. A slice is a number of rows
-of a tensor. Where a scale is shared by more than a row (a tensor scale, a whole block of the tensor)
-it is the whole tensor. What is written is what `convert` and `save` would write, bit for bit.
+of a tensor. Where a scale is shared by more than a row (a tensor scale, say) it is the
+whole tensor. What is written is what `convert` and `save` would write, bit for bit.
 """
 
 import json
@@ -20,7 +20,14 @@ import torch
 from microscale.checkpoint.folder import INDEX, SINGLE, Entry, Folder, Shard, inside, open_folder
 from microscale.checkpoint.header import DTYPES, KEY, Header, Packed
 from microscale.checkpoint.matching import Match, Matched, match
-from microscale.checkpoint.writer import MANIFEST, NewFolder, ShardWriter, Spec, tag_of, write_durably
+from microscale.checkpoint.writer import (
+    MANIFEST,
+    NewFolder,
+    ShardWriter,
+    Spec,
+    tag_of,
+    write_durably,
+)
 from microscale.errors import MicroscaleError
 from microscale.formats import row_dimension
 from microscale.policy import Policy

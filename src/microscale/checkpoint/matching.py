@@ -73,7 +73,7 @@ def match(folder: Folder, policy: Policy) -> Matched:
     else:
         known = _by_model(model, policy)
         known = {_stored_name(name, entries, model): found for name, found in known.items()}
-        aliases = _aliases(model, entries, known)
+        aliases = _aliases(model, entries)
     matches = {}
     for name, entry in entries.items():
         matches[name] = _checked(entry, known.get(name) or _by_name(entry, policy))
@@ -111,7 +111,7 @@ def build(config: Mapping[str, Any]) -> nn.Module | None:
             tie = getattr(model, "tie_weights", None)
             if tie is not None:
                 tie()
-    except Exception as error:  # noqa: BLE001  (transformers raises anything for a bad config)
+    except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise MicroscaleError(
             f"config.json: {kinds[0]} cannot be built of it: {type(error).__name__}: {text}"
@@ -146,7 +146,7 @@ def _kept(name: str, *, factor: bool) -> str:
 
 
 def _stored_name(name: str, entries: Mapping[str, Entry], model: nn.Module) -> str:
-    """The name that a parameter is stored by: base models are saved without their prefix, or with."""
+    """A parameter's stored name: base models are saved without their prefix or with."""
     prefix = getattr(model, "base_model_prefix", "")
     if name in entries or not prefix:
         return name
@@ -154,9 +154,7 @@ def _stored_name(name: str, entries: Mapping[str, Entry], model: nn.Module) -> s
     return next((other for other in (short, f"{prefix}.{name}") if other in entries), name)
 
 
-def _aliases(
-    model: nn.Module, entries: Mapping[str, Entry], known: dict[str, Match]
-) -> dict[str, str]:
+def _aliases(model: nn.Module, entries: Mapping[str, Entry]) -> dict[str, str]:
     """Names of tied parameters that are not stored themselves, to the stored name."""
     state = model.state_dict(keep_vars=True)
     stored = {}
@@ -185,15 +183,10 @@ def _by_name(entry: Entry, policy: Policy) -> Match:
     if module.rpartition(".")[2] in _ROUTERS:
         return Match(None, reason="a router", by="names")
     at = policy.at(place)
-    if fused:
-        operand = at.forward.weight
-        each = operand and operand.format.block != "tensor" and operand.format.tensor_scale is None
-        if not each:
-            return Match(None, reason="its blocks are not those of its product", by="names")
-        return Match(operand, 2, by="names")
-    if _TABLE.search(module):
-        return Match(at.storage, 1, by="names")
-    return Match(at.forward.weight, 1, by="names")
+    operand = at.storage if _TABLE.search(module) else at.forward.weight
+    if fused and operand and (operand.format.block == "tensor" or operand.format.tensor_scale):
+        return Match(None, reason="its blocks are not those of its product", by="names")
+    return Match(operand, 2 if fused else 1, by="names")
 
 
 def _checked(entry: Entry, found: Match) -> Match:

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ class ShardWriter:
         with self.path.open("rb") as file:
             return file.read(len(self.header)) == self.header
 
-    def __enter__(self) -> "ShardWriter":
+    def __enter__(self) -> Self:
         """Begin."""
         self._fd = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         self._put(memoryview(self.header), 0)
@@ -126,7 +126,7 @@ def write_durably(path: Path, text: str) -> None:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         data = memoryview(text.encode())
-        while len(data):
+        while data:
             data = data[os.write(fd, data) :]
         os.fsync(fd)
     finally:
