@@ -155,7 +155,8 @@ def inspect(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A Hugging Face model (directory or name) or a model of the suite, as in compare.",
+            help="A Hugging Face model (directory or name) or a model of the suite, as in compare; "
+            "or a packed checkpoint of any layout that export knows.",
         ),
     ],
     *,
@@ -180,11 +181,20 @@ def inspect(
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    diff: Annotated[
+        Path | None,
+        typer.Option(metavar="OTHER", help="Of two checkpoints: how their values differ."),
+    ] = None,
     json_file: JsonFile = None,
     picture: Picture = None,
 ) -> None:
-    """Show what one format does to each layer: its operands, and what it alone costs."""
+    """Show what one format does to each layer of a model, or what a packed checkpoint holds."""
     with _clean_exit():
+        from microscale.commands.look import is_packed, run_look
+
+        if diff is not None or is_packed(Path(model)):
+            run_look(Path(model), diff, json_file, picture)
+            return
         from microscale.commands.inspect import run_inspect
 
         run_inspect(

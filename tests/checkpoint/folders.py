@@ -33,7 +33,9 @@ def write_folder(path: Path, content: dict[str, Tensor], shards: int = 1, **conf
     if shards == 1:
         save_file(content, path / "model.safetensors", {"format": "pt"})
         return path
-    names = {n: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, n in enumerate(content)}
+    names = {
+        n: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, n in enumerate(content)
+    }
     for file in set(names.values()):
         save_file({n: x for n, x in content.items() if names[n] == file}, path / file)
     index = {"metadata": {}, "weight_map": names}

@@ -32,7 +32,7 @@ def child(work: Callable[[], None]) -> int:
     if pid == 0:
         try:
             work()
-        except Exception as error:  # the parent reads it
+        except Exception as error:  # noqa: BLE001  (the parent reads it)
             print(type(error).__name__, error, flush=True)
             os._exit(3)
         os._exit(0)
@@ -58,13 +58,17 @@ def killed_at(step: int, source: Path, out: Path) -> None:
     direct.quantize_folder(source, POLICY, out)
 
 
+def quantized(source: Path, out: Path) -> None:
+    direct.quantize_folder(source, POLICY, out)
+
+
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def kill(source: Path, out: Path, first: int, stride: int) -> dict[str, Any]:
     """Kill at every step, go on, and compare."""
-    assert child(lambda: None if direct.quantize_folder(source, POLICY, out) else None) == 0
+    assert child(lambda: quantized(source, out)) == 0
     wanted = content(out)
     shutil.rmtree(out)
     partial = out.with_name(f".{out.name}.partial")
@@ -78,9 +82,7 @@ def kill(source: Path, out: Path, first: int, stride: int) -> dict[str, Any]:
             faults.append(f"step {step}: half a folder")
         whole = {p.name: p.stat().st_ino for p in partial.glob("model*.safetensors")}
         # Killed after the last rename nothing is left to be done.
-        if not out.exists() and child(
-            lambda: None if direct.quantize_folder(source, POLICY, out) else None
-        ):
+        if not out.exists() and child(lambda: quantized(source, out)):
             faults.append(f"step {step}: does not go on")
         elif content(out) != wanted:
             faults.append(f"step {step}: other bytes")
@@ -102,7 +104,7 @@ def limit(source: Path, out: Path, size: int) -> dict[str, Any]:
 
     status = os.waitstatus_to_exitcode(child(limited))
     there = out.exists()
-    again = child(lambda: None if direct.quantize_folder(source, POLICY, out) else None)
+    again = child(lambda: quantized(source, out))
     return {"status": status, "there": there, "again": again}
 
 

@@ -166,7 +166,7 @@ def test_no_room_is_said_before_anything_is_written(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage())
-    with pytest.raises(MicroscaleError, match="needs .* MB, and its disk has"):
+    with pytest.raises(MicroscaleError, match=r"needs .* MB, and its disk has"):
         quantize_folder(source, MXFP4, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
 
@@ -202,15 +202,17 @@ def test_work_begun_otherwise_is_refused(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(direct, "_run", stop)
-        quantize_folder(source, MXFP4, tmp_path / "out")
+        with pytest.raises(KeyboardInterrupt):
+            quantize_folder(source, MXFP4, tmp_path / "out")
     before = sorted(p.name for p in (tmp_path / ".out.partial").iterdir())
     with pytest.raises(MicroscaleError, match="begun with another policy"):
         quantize_folder(source, Policy.parse("mxfp8_e4m3"), tmp_path / "out")
-    with monkeypatch.context() as patch, pytest.raises(MicroscaleError, match="another version"):
+    with monkeypatch.context() as patch:
         patch.setattr(direct, "__version__", "0.0.0")
-        quantize_folder(source, MXFP4, tmp_path / "out")
+        with pytest.raises(MicroscaleError, match="another version"):
+            quantize_folder(source, MXFP4, tmp_path / "out")
     shard = next(source.glob("model-00001*"))
     times = shard.stat().st_atime_ns, shard.stat().st_mtime_ns
     os.utime(shard, ns=(times[0], times[1] + 1))

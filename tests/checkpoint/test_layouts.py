@@ -116,7 +116,10 @@ def decoded(path: Path) -> Tensor:
     return x.dequantize(torch.float32)
 
 
-@pytest.mark.parametrize("fmt", ["mxfp4", "mxfp6_e2m3", "mxfp8_e4m3", "int8-channel", "int4-64-fp32"])
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "fmt", ["mxfp4", "mxfp6_e2m3", "mxfp8_e4m3", "int8-channel", "int4-64-fp32"]
+)
 def test_transformers_and_compressed_tensors_give_our_logits(fmt: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("compressed_tensors")
@@ -134,15 +137,16 @@ def test_transformers_and_compressed_tensors_give_our_logits(fmt: str, tmp_path:
         eos_token_id=2,
         dtype="bfloat16",
     )
-    model = transformers.LlamaForCausalLM(config).bfloat16().eval()
-    model.save_pretrained(tmp_path / "model")
+    transformers.LlamaForCausalLM(config).bfloat16().save_pretrained(tmp_path / "model")
+    auto = transformers.AutoModelForCausalLM
+    model = auto.from_pretrained(tmp_path / "model", dtype=torch.bfloat16).eval()
     policy = Policy.of(fmt, storage=None, ignore=("lm_head",))
     quantize_folder(tmp_path / "model", policy, tmp_path / "ours")
     export(tmp_path / "ours", "compressed-tensors", tmp_path / "theirs")
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+    loaded = auto.from_pretrained(
         tmp_path / "theirs",
         dtype=torch.bfloat16,
-        quantization_config=transformers.CompressedTensorsConfig(run_compressed=False),
+        quantization_config=transformers.CompressedTensorsConfig(dequantize=True),
     ).eval()
     with torch.no_grad():
         for name, x in load(tmp_path / "ours").items():

@@ -8,7 +8,8 @@ values where its type holds them exactly; where it does not, the export is refus
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -111,11 +112,14 @@ def open_checkpoint(path: Path) -> Content:
         if path.suffix == layout.suffix and not path.is_dir():
             if not path.is_file():
                 raise MicroscaleError(f"{path}: there is no such file.")
-            return layout.read(path)
+            with _named(path, "the file"):
+                return _guarded(layout.read(path))
     if path.is_dir():
-        return _read_folder(open_folder(path))
+        with _named(path, "the folder"):
+            return _guarded(_read_folder(open_folder(path)))
     shard = open_shard(path)
-    return _read_folder(Folder(path.parent, {path.name: shard}), path)
+    with _named(path, "the file"):
+        return _guarded(_read_folder(Folder(path.parent, {path.name: shard}), path))
 
 
 def layout_of(folder: Folder) -> str:
@@ -142,8 +146,7 @@ def _read_folder(folder: Folder, path: Path | None = None) -> Content:
     parts: Parts = {entry.name: Part(shard, entry) for shard, entry in folder.entries}
     found: dict[str, Found] = {}
     if name != PLAIN:
-        with _named(where, "a tensor"):
-            found = dict(FOLDERS[name].find(parts, folder.config))
+        found = dict(FOLDERS[name].find(parts, folder.config))
     items = {n: _item(n, f, parts, where) for n, f in found.items()}
     used = {part for f in found.values() for part in f.names}
     for stored, part in parts.items():
@@ -152,26 +155,41 @@ def _read_folder(folder: Folder, path: Path | None = None) -> Content:
     return Content(name, where, dict(sorted(items.items())), folder.config)
 
 
-class _named:  # noqa: N801  (reads like a function)
-    """Has an error say which file and tensor it is about."""
+@contextmanager
+def _named(path: Path, what: str) -> Iterator[None]:
+    """Have an error say which file and tensor it is about."""
+    try:
+        yield
+    except _DAMAGES as error:
+        text = " ".join(str(error).split())[:300]
+        if isinstance(error, MicroscaleError) and str(path) in text:
+            raise
+        raise MicroscaleError(f"{path}: {what}: {text.rstrip('.')}.") from error
 
-    def __init__(self, path: Path, name: str) -> None:
-        self.where = f"{path}: {name}"
 
-    def __enter__(self) -> None:
-        pass
+_DAMAGES = (
+    *(RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError),
+    *(OverflowError, RecursionError, MemoryError),
+)
+"""What damaged files make the libraries raise."""
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        known = (RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError)
-        if isinstance(error, known):
-            text = " ".join(str(error).split())[:300]
-            raise MicroscaleError(f"{self.where}: {text.rstrip('.')}.") from error
+
+def _guarded(content: Content) -> Content:
+    """The same, its errors naming file and tensor."""
+
+    def guarded(item: Item) -> Item:
+        def load() -> Tensor:
+            with _named(content.path, f"tensor {item.name!r}"):
+                return item.load()
+
+        return replace(item, load=load)
+
+    return replace(content, items={name: guarded(item) for name, item in content.items.items()})
 
 
 def _item(name: str, found: Found, parts: Parts, where: Path) -> Item:
-    def load() -> BlockTensor:
-        with _named(where, f"tensor {name!r}"):
-            return found.join(*(parts[part].read() for part in found.names))
+    def load() -> Tensor:
+        return found.join(*(parts[part].read() for part in found.names))
 
     with _named(where, f"tensor {name!r}"):
         wanted = sum(part.nbytes for part in found.packed.expected())

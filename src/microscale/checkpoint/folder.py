@@ -86,7 +86,7 @@ class Shard:
     def read_bytes(self, start: int, size: int, name: str = "") -> Tensor:
         """Bytes of the file, as uint8."""
         data = torch.empty(size, dtype=torch.uint8)
-        view, done = memoryview(data.numpy()), 0
+        view, done = memoryview(data.numpy().data), 0
         try:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(start)
@@ -114,7 +114,10 @@ def open_shard(path: Path) -> Shard:
             state = os.fstat(file.fileno())
     except (safetensors.SafetensorError, OSError) as error:
         raise MicroscaleError(f"{path} is not a safetensors file, or damaged: {error}.") from error
-    table = json.loads(header)
+    try:
+        table = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise MicroscaleError(f"{path} has a header that is not JSON: {error}.") from error
     table.pop("__metadata__", None)
     entries = {
         name: Entry(
@@ -213,7 +216,8 @@ def inside(folder: Path, name: str) -> Path:
     path = folder / name
     try:
         real, home = path.resolve(), folder.resolve()
-    except (OSError, RuntimeError) as error:
+        there, usual = real.exists(), real.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
         raise MicroscaleError(f"{str(path)!r} cannot be followed: {error}.") from error
     cached = home.parent.name == "snapshots" and home.parent.parent.name.startswith("models--")
     blobs = home.parent.parent / "blobs"
@@ -221,8 +225,8 @@ def inside(folder: Path, name: str) -> Path:
         raise MicroscaleError(
             f"{str(path)!r} is a link that leads out of its folder; copy the file there instead."
         )
-    if not real.is_file():
-        kind = "is no ordinary file" if real.exists() else "does not exist"
+    if not usual:
+        kind = "is no ordinary file" if there else "does not exist"
         raise MicroscaleError(f"{str(path)!r} {kind}.")
     return real
 

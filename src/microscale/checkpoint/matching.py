@@ -157,7 +157,7 @@ def _stored_name(name: str, entries: Mapping[str, Entry], model: nn.Module) -> s
 def _aliases(model: nn.Module, entries: Mapping[str, Entry]) -> dict[str, str]:
     """Names of tied parameters that are not stored themselves, to the stored name."""
     state = model.state_dict(keep_vars=True)
-    stored = {}
+    stored: dict[int, str] = {}
     for name, x in state.items():
         place = _stored_name(name, entries, model)
         if place in entries:

@@ -91,7 +91,7 @@ class ShardWriter:
         """Write a piece of a tensor, `at` bytes after its start."""
         flat = data.contiguous().reshape(-1)
         if flat.numel():
-            view = memoryview(flat.view(torch.uint8).numpy())
+            view = flat.view(torch.uint8).numpy().data
             self._put(view, len(self.header) + self.starts[name] + at)
 
     def _put(self, data: memoryview, at: int) -> None:

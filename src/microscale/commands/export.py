@@ -25,9 +25,9 @@ def run_export(source: Path, *, target: str, out: Path, json_file: Path | None) 
         write_json(json_file, record)
     usual = json_file != STANDARD_OUTPUT
     terminal = console() if usual else Console(stderr=True, highlight=False)
+    counts = f"{len(done.packed)} packed tensors, {done.plain} that were plain"
     lines = [
-        f"{source} ({done.source}) to {out} ({done.target}): {len(done.packed)} packed tensors, "
-        f"{done.plain} that were plain.",
+        f"{source} ({done.source}) to {out} ({done.target}): {counts}.",
         *(f"As values: {name}; {target} {why}." for name, why in done.values.items()),
         *done.notes,
         f"Every value was read back and is the same; {time.perf_counter() - start:.1f} s.",

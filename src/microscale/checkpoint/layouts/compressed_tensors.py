@@ -97,8 +97,8 @@ class CompressedTensors:
 
     def describe(
         self,
-        content: Content,
-        carried: Mapping[str, Item],  # noqa: ARG002
+        content: Content,  # noqa: ARG002
+        carried: Mapping[str, Item],
     ) -> dict[str, dict[str, Any]]:
         """config.json's quantization_config: a group for each format, by the names of modules."""
         groups: dict[str, list[str]] = {}

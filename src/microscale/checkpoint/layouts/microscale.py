@@ -29,7 +29,7 @@ class Microscale:
 
     def describe(
         self,
-        content: Content,
+        content: Content,  # noqa: ARG002
         carried: Mapping[str, Item],  # noqa: ARG002
     ) -> dict[str, dict[str, Any]]:
         """Only that the model is quantized by us."""

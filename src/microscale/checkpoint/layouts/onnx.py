@@ -179,10 +179,7 @@ def _packed_item(onnx: Any, node: Any, held: Mapping[str, Any], path: Path) -> I
         ]
         if kind == "INT8":
             parts[1] = parts[1].view(torch.float32) * 64
-        try:
-            return put_together(packed, *parts)
-        except (MicroscaleError, RuntimeError) as error:
-            raise MicroscaleError(f"{path}: tensor {name!r}: {error}") from error
+        return put_together(packed, *parts)
 
     return Item(name, "model.safetensors", shape, torch.float32, packed, load)
 
@@ -198,9 +195,6 @@ def _plain_item(onnx: Any, tensor: Any, path: Path) -> Item:
         if not tensor.raw_data:
             return torch.empty(shape, dtype=dtype)
         data = torch.frombuffer(bytearray(tensor.raw_data), dtype=torch.uint8)
-        try:
-            return data.view(dtype).reshape(shape)
-        except RuntimeError as error:
-            raise MicroscaleError(f"{path}: tensor {tensor.name!r}: {error}") from error
+        return data.view(dtype).reshape(shape)
 
     return Item(tensor.name, "model.safetensors", shape, dtype, None, load)
