@@ -1,7 +1,7 @@
 """`export`: a checkpoint from any layout to any other, and every value compared afterwards.
 
-Memory holds one tensor. What is written appears whole or not at all, and only after it has been
-read back and found equal. A packed tensor that the new layout cannot carry is written as plain
+Memory holds a tensor and its like, but all of a GGUF or ONNX file. What is written appears whole or
+not at all, and only after it has been read back and found equal. A packed tensor that the new layout cannot carry is written as plain
 values where its type holds them exactly; where it does not, the export is refused.
 """
 
@@ -292,33 +292,27 @@ def _specs(item: Item, layout: Layout, carried: Mapping[str, Item]) -> Iterator[
 def _write_folder(
     content: Content, layout: Layout, carried: Mapping[str, Item], out: Path, report: Report
 ) -> None:
-    # The run differs each time, so that what an interrupted export left is not taken up again.
     new = NewFolder(out, {"export": layout.name, "version": __version__})
-    shutil.rmtree(new.partial, ignore_errors=True)
     writers = {}
     for file in sorted({item.file for item in content.items.values()}):
         items = [item for item in content.items.values() if item.file == file]
         specs = [spec for item in items for spec in _specs(item, layout, carried)]
         name = file if file.endswith(".safetensors") else SINGLE
         writers[file] = ShardWriter(new.partial / name, specs, _metadata(content, layout, items))
-    try:
-        with new.opened(sum(writer.size for writer in writers.values())):
-            _copy_besides(content, layout, carried, new.partial)
-            done = 0
-            for file, writer in writers.items():
-                with writer:
-                    for item in (i for i in content.items.values() if i.file == file):
-                        report(f"writing {item.name}", done, 2 * len(content.items))
-                        x = item.load()
-                        for name, part in _encoded(item, layout, carried, x).items():
-                            writer.write(name, part)
-                        done += 1
-            _write_index(writers, new.partial)
-            _check(content, new.partial, done, report)
-            new.finish({"layout": layout.name, "microscale": __version__})
-    except BaseException:
-        shutil.rmtree(new.partial, ignore_errors=True)
-        raise
+    with new.opened(sum(writer.size for writer in writers.values())), new.fresh():
+        _copy_besides(content, layout, carried, new.partial)
+        done = 0
+        for file, writer in writers.items():
+            with writer:
+                for item in (i for i in content.items.values() if i.file == file):
+                    report(f"writing {item.name}", done, 2 * len(content.items))
+                    x = item.load()
+                    for name, part in _encoded(item, layout, carried, x).items():
+                        writer.write(name, part)
+                    done += 1
+        _write_index(writers, new.partial)
+        _check(content, new.partial, done, report)
+        new.finish({"layout": layout.name, "microscale": __version__})
 
 
 def _metadata(content: Content, layout: Layout, items: list[Item]) -> dict[str, str]:

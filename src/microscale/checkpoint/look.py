@@ -1,8 +1,8 @@
 """What is in a packed checkpoint: formats, scales, and signs that something is wrong with it.
 
-Of one file alone much can be seen: NaN scales, scales that are all the same, blocks whose elements
-do not reach the upper half of their range (a scale is chosen so that the largest does, whatever the
-rule, so codes and scales do not belong together: blocks along another axis, or in another order).
+Of one file alone much can be seen: NaN scales, scales that are all the same, blocks none of
+whose elements reaches half of the largest power of two (a scale is chosen so that one does, whatever
+the rule, so codes and scales do not belong together: blocks along another axis, or in another order).
 What cannot be seen there (a wrong bias, nibbles swapped within their bytes) a comparison shows.
 """
 
@@ -22,7 +22,7 @@ from microscale.tensor import BlockTensor
 
 Report = Callable[[str, int, int | None], None]
 UNREACHED = 0.05
-"""Share of blocks below half of their range that is worth a word; casts give next to none."""
+"""Share of blocks with an unused upper half that is worth a word; casts give next to none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +125,11 @@ def _signs(x: BlockTensor, elements: Tensor, scales: Tensor) -> Iterator[str]:
     largest = elements.unflatten(-1, (-1, block)).abs().amax(-1)
     usual = (largest > 0) & scales.isfinite() & (scales > 4 * x.format.scale.smallest)
     if usual.any():
-        unreached = _share(largest[usual] < x.format.element.largest / 2)
+        unreached = _share(largest[usual] < 2.0 ** (x.format.element.emax - 1))
         if unreached > UNREACHED:
             yield (
-                f"{unreached:.0%} of blocks stay below half of their range: codes and scales may "
-                "not belong together (other axis, other order of blocks)"
+                f"{unreached:.0%} of blocks leave the upper half of their range unused: codes and "
+                "scales may not belong together (other axis, other order of blocks)"
             )
 
 

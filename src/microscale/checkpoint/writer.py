@@ -164,7 +164,7 @@ class NewFolder:
     @contextmanager
     def opened(self, size: int) -> Iterator[Path]:
         """The folder to write to, held against other processes; `size` is what it will take."""
-        with _refused(self.path, self.partial):
+        with _refused(self.path):
             self._begin(size)
             fd = os.open(self.partial, os.O_RDONLY)
             try:
@@ -172,6 +172,18 @@ class NewFolder:
                 yield self.partial
             finally:
                 os.close(fd)
+
+    @contextmanager
+    def fresh(self) -> Iterator[None]:
+        """Begin anew in an opened folder, and leave nothing of it after an error."""
+        for left in self.partial.iterdir():
+            if left.name != _RUN:
+                left.unlink()
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(self.partial)
+            raise
 
     def finish(self, manifest: Mapping[str, object]) -> None:
         """Write the manifest and give the folder its name."""
@@ -215,17 +227,13 @@ class NewFolder:
 
 
 @contextmanager
-def _refused(path: Path, partial: Path) -> Iterator[None]:
+def _refused(path: Path) -> Iterator[None]:
     """One error for a disk that is full or may not be written to."""
     try:
         yield
     except OSError as error:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-        mend = (
-            f"make room and give the same command again; it goes on with {str(partial)!r}"
-            if full
-            else "name another folder"
-        )
+        mend = "make room and give the same command again" if full else "name another folder"
         raise MicroscaleError(
             f"--out {str(path)!r} cannot be written: {error.strerror}; {mend}."
         ) from error
