@@ -129,10 +129,16 @@ def test_a_weight_map_that_leads_outside(spelling: str, outside: Path, tmp_path:
             opened(folder)
 
 
+def chain(at: Path, target: Path) -> None:
+    """A link to a link."""
+    at.with_name("link").symlink_to(target)
+    at.symlink_to("link")
+
+
 LINKS: dict[str, Callable[[Path, Path], object]] = {
     "absolute": lambda at, out: at.symlink_to(out / SECRET),
     "relative": lambda at, out: at.symlink_to(Path("..") / out.name / SECRET),
-    "chain": lambda at, out: (at.with_name("link").symlink_to(out / SECRET), at.symlink_to("link")),
+    "chain": lambda at, out: chain(at, out / SECRET),
     "folder": lambda at, out: at.symlink_to(out),
     "loop": lambda at, out: at.symlink_to(at),
     "nowhere": lambda at, out: at.symlink_to("gone"),

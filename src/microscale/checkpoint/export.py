@@ -1,8 +1,9 @@
 """`export`: a checkpoint from any layout to any other, and every value compared afterwards.
 
 Memory holds a tensor and its like, but all of a GGUF or ONNX file. What is written appears whole or
-not at all, and only after it has been read back and found equal. A packed tensor that the new layout cannot carry is written as plain
-values where its type holds them exactly; where it does not, the export is refused.
+not at all, and only after it has been read back and found equal. A packed tensor that the new
+layout cannot carry is written as plain values where its type holds them exactly; where it does not,
+the export is refused.
 """
 
 import json
@@ -219,7 +220,7 @@ def _read_own(folder: Folder, where: Path) -> Content:
                 raise MicroscaleError(f"{shard.path}: tensor {name!r} lacks {min(lacking)!r}.")
             stored = {part: parts.pop(part) for part in names}
 
-            def load(name: str = name, packed: Any = packed, stored: Any = stored) -> BlockTensor:
+            def load(name: str = name, packed: Any = packed, stored: Any = stored) -> Tensor:
                 read = {key: part.read() for key, part in stored.items()}
                 return assemble(name, packed, read, str(where))
 

@@ -1,9 +1,9 @@
 """What is in a packed checkpoint: formats, scales, and signs that something is wrong with it.
 
-Of one file alone much can be seen: NaN scales, scales that are all the same, blocks none of
-whose elements reaches half of the largest power of two (a scale is chosen so that one does, whatever
-the rule, so codes and scales do not belong together: blocks along another axis, or in another order).
-What cannot be seen there (a wrong bias, nibbles swapped within their bytes) a comparison shows.
+Of one file alone much can be seen: NaN scales, scales that are all the same, blocks none of whose
+elements reaches half of the largest power of two. A scale is chosen so that one does, whatever the
+rule; so such codes and scales do not belong together (blocks along another axis, or in another
+order). What cannot be seen there (a wrong bias, swapped nibbles) a comparison shows.
 """
 
 from collections import Counter
