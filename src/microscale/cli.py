@@ -155,7 +155,8 @@ def inspect(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A Hugging Face model (directory or name) or a model of the suite, as in compare.",
+            help="A Hugging Face model (directory or name) or a model of the suite, as in compare; "
+            "or a packed checkpoint of any layout that export knows.",
         ),
     ],
     *,
@@ -180,11 +181,20 @@ def inspect(
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    diff: Annotated[
+        Path | None,
+        typer.Option(metavar="OTHER", help="Of two checkpoints: how their values differ."),
+    ] = None,
     json_file: JsonFile = None,
     picture: Picture = None,
 ) -> None:
-    """Show what one format does to each layer: its operands, and what it alone costs."""
+    """Show what one format does to each layer of a model, or what a packed checkpoint holds."""
     with _clean_exit():
+        from microscale.commands.look import is_packed, run_look
+
+        if diff is not None or is_packed(Path(model)):
+            run_look(Path(model), diff, json_file, picture)
+            return
         from microscale.commands.inspect import run_inspect
 
         run_inspect(
@@ -278,20 +288,20 @@ def quantize(  # noqa: PLR0913  (its options)
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A Hugging Face causal language model (directory or name) or a model of the "
-            "suite.",
+            help="A Hugging Face model directory of safetensors; with --data also a causal "
+            "language model by name, or a model of the suite.",
         ),
     ],
     *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the packed model.")],
     data: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             metavar="FILE",
             help="Calibration data: UTF-8 text for a language model, else a .npy, .npz or "
-            ".safetensors of inputs.",
+            ".safetensors of inputs. Without it weights are cast directly, tensor by tensor.",
         ),
-    ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for the packed model.")],
+    ] = None,
     fmt: Annotated[
         str | None,
         typer.Option("--format", metavar="FORMAT", help="A format or a weight/activation pair."),
@@ -300,8 +310,12 @@ def quantize(  # noqa: PLR0913  (its options)
         Path | None, typer.Option(metavar="FILE", help="A policy as TOML or JSON, instead.")
     ] = None,
     method: Annotated[
-        str, typer.Option(metavar="NAME", help="error_diffusion, gptq, qronos, rtn or ranges.")
-    ] = "error_diffusion",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --data: error_diffusion (the default), gptq, qronos, rtn or ranges.",
+        ),
+    ] = None,
     scales: Annotated[
         str, typer.Option(metavar="HOW", help="Search scales (mse), or follow the format's rule.")
     ] = "mse",
@@ -352,7 +366,7 @@ def quantize(  # noqa: PLR0913  (its options)
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
-    """Round a model's weights with calibration data, and write them packed."""
+    """Write a model's weights packed: rounded with calibration data, or cast directly."""
     with _clean_exit():
         from microscale.commands.quantize import run_quantize
 
@@ -473,6 +487,31 @@ def finetune(  # noqa: PLR0913  (its options)
             json_file=json_file,
             picture=picture,
         )
+
+
+def export(
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="A directory or file of any of the layouts.")
+    ],
+    *,
+    target: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="LAYOUT",
+            help="microscale, compressed-tensors, gpt-oss, quark, modelopt, mlx, gguf or onnx.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="PATH", help="A new folder; for gguf and onnx a new file.")
+    ],
+    json_file: JsonFile = None,
+) -> None:
+    """Write a packed checkpoint in another layout, and compare every value."""
+    with _clean_exit():
+        from microscale.commands.export import run_export
+
+        run_export(source, target=target, out=out, json_file=json_file)
 
 
 @app.command()

@@ -97,6 +97,8 @@ def read_header(text: str, where: str) -> Header:
         for name, entry in _table(data.get("packed"), where, "packed").items()
     }
     aliases = _table(data.get("aliases"), where, "aliases")
+    if odd := [name for name, of in aliases.items() if not isinstance(of, str)]:
+        raise MicroscaleError(f"{where}: {odd[0]!r} shares {aliases[odd[0]]!r}, which is no name.")
     policy = data.get("policy")
     return Header(packed, aliases, None if policy is None else _table(policy, where, "policy"))
 

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from microscale.checkpoint.folder import open_folder
 from microscale.checkpoint.header import DTYPES, KEY, Header, Packed, read_header, stored_parts
 from microscale.checkpoint.state import packed_weights, policy_of
 from microscale.convert import convert
@@ -53,7 +54,7 @@ def save(source: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
 
 
 def load(path: str | Path, model: nn.Module | None = None, *, device: str = "cpu") -> Tensors:
-    """Read a file that `save` wrote.
+    """Read a file that `save` wrote, or a folder that `microscale quantize` wrote.
 
     Without a model: a dictionary of tensors by name, BlockTensors for the packed ones. With a
     model of the architecture that was saved: it is converted by the stored policy, if there is
@@ -64,9 +65,8 @@ def load(path: str | Path, model: nn.Module | None = None, *, device: str = "cpu
     model, naming the tensor; the model is then left as it was.
     """
     where = str(path)
-    header, stored = _read(Path(path), device)
-    tensors = {name: _assemble(name, entry, stored, where) for name, entry in header.packed.items()}
-    tensors |= stored
+    read = _load_folder if Path(path).is_dir() else _load_file
+    header, tensors = read(Path(path), device)
     for alias, name in header.aliases.items():
         if name not in tensors:
             raise MicroscaleError(f"{where}: {alias!r} shares {name!r}, which is not in the file.")
@@ -145,6 +145,28 @@ def _parts(tensors: Tensors) -> Tensors:
 # ---------------------------------------------------------------- loading
 
 
+def _load_folder(path: Path, device: str) -> tuple[Header, Tensors]:
+    """The shards of a folder together."""
+    whole = Header()
+    tensors: Tensors = {}
+    for name, shard in open_folder(path).shards.items():
+        header, found = _load_file(shard.path, device)
+        if taken := tensors.keys() & found.keys():
+            raise MicroscaleError(f"{path}: tensor {min(taken)!r} stands in {name!r} and before.")
+        tensors |= found
+        whole = Header(
+            {**whole.packed, **header.packed}, {**whole.aliases, **header.aliases}, header.policy
+        )
+    return whole, tensors
+
+
+def _load_file(path: Path, device: str) -> tuple[Header, Tensors]:
+    """The header of one file and its tensors, the packed ones put together."""
+    header, stored = _read(path, device)
+    packed = {n: assemble(n, entry, stored, str(path)) for n, entry in header.packed.items()}
+    return header, packed | stored
+
+
 def _read(path: Path, device: str) -> tuple[Header, Tensors]:
     if not path.is_file():
         raise MicroscaleError(f"{path}: there is no such file.")
@@ -161,7 +183,7 @@ def _read(path: Path, device: str) -> tuple[Header, Tensors]:
     return read_header(text, str(path)), tensors
 
 
-def _assemble(name: str, entry: Packed, stored: Tensors, where: str) -> Tensor:
+def assemble(name: str, entry: Packed, stored: Tensors, where: str) -> Tensor:
     """Take a packed tensor's parts out of `stored` and join them."""
     wanted, parts = entry.expected(), {}
     for part, place in entry.parts.items():

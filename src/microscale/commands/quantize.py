@@ -1,4 +1,4 @@
-"""`microscale quantize`: a model rounded with calibration data, written packed."""
+"""`microscale quantize`: a model written packed, rounded with calibration data or cast directly."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ from typing import Any
 
 from microscale.checkpoint.native import save
 from microscale.commands.console import console
+from microscale.commands.direct import cast_directly
 from microscale.errors import MicroscaleError, near_names
 from microscale.files import write_file
 from microscale.policy import Policy
@@ -25,6 +26,7 @@ REPORT = "calibration.json"
 POLICY = "policy.toml"
 PROGRESS = ".progress"
 RANGES = "ranges"
+USUAL_METHOD = "error_diffusion"
 RANGE_OPTIONS = ("--weight-range", "--input-range", "--batch-norm", "--exponents")
 USUAL = {
     "scales": "mse",
@@ -45,7 +47,7 @@ def run_quantize(  # noqa: PLR0913  (the command's options)
     fmt: str | None,
     policy: Path | None,
     method: Any,
-    data: Path,
+    data: Path | None,
     out: Path,
     scales: Any,
     settle: Any,
@@ -66,7 +68,8 @@ def run_quantize(  # noqa: PLR0913  (the command's options)
     """Quantize a model by `method` and write it to the folder `out`.
 
     Everything is checked first. The folder is made when the first weights are solved; it keeps
-    them until the end, so that the same command goes on where it was killed.
+    them until the end, so that the same command goes on where it was killed. Without data the
+    weights are cast directly, tensor by tensor, which needs no memory for the model.
     """
     setting = Setting.parse(
         limit=limit, batch_size=batch_size, seed=seed, device=device, dtype=dtype
@@ -75,10 +78,16 @@ def run_quantize(  # noqa: PLR0913  (the command's options)
     ranging |= {"batch_norm": batch_norm, "exponents": exponents}
     options = scales, settle, order, sweeps, correction
     solving: dict[str, Any] = dict(zip(USUAL, options, strict=True))
-    _check_method(method, ranging, solving)
     chosen = read_policy(fmt, policy)
     if rotation != "off":
         chosen = replace(chosen, rotation=rotation)
+    if data is None:
+        others = {"method": method, "limit": limit, "batch_size": batch_size}
+        _check_direct(others | solving, ranging)
+        cast_directly(model, chosen, out)
+        return
+    method = method or USUAL_METHOD
+    _check_method(method, ranging, solving)
     check_folder(out)
     with bars(model) as report:
         report("loading", 0, None)
@@ -115,6 +124,17 @@ def run_quantize(  # noqa: PLR0913  (the command's options)
         f"calibrated with {found.about}.",
         markup=False,
     )
+
+
+def _check_direct(given: dict[str, Any], ranging: dict[str, Any]) -> None:
+    """Refuse options that need data."""
+    unusual = [f"--{name}" for name, value in given.items() if value != USUAL.get(name)]
+    unusual += [o for o, v in zip(RANGE_OPTIONS, ranging.values(), strict=True) if v]
+    if unusual:
+        raise MicroscaleError(
+            f"{unusual[0].replace('_', '-')} needs calibration data; give --data FILE, or leave it "
+            "away to cast the weights directly."
+        )
 
 
 def _check_method(method: Any, ranging: dict[str, Any], solving: dict[str, Any]) -> None:
