@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from microscale.cast import cast
-from microscale.functional import emulated, linear
+from microscale.functional import linear
+from microscale.functional.factor import Factor, suits
 from microscale.kernels.native import dense
 from microscale.policy import Policy
 
@@ -244,5 +245,5 @@ def test_extent(dtype: torch.dtype) -> None:
 def test_small_products_are_pytorchs() -> None:
     x, w = torch.randn(8, 64), nn.Parameter(torch.randn(8, 64))
     policy = Policy.parse("mxfp4")
-    left, right = (emulated.Factor(t, policy.forward.input, 1) for t in (x, w))
-    assert not emulated.suits(left, right)
+    left, right = (Factor(t, policy.forward.input, 1) for t in (x, w))
+    assert not suits(left, right)

@@ -224,7 +224,7 @@ class Policy:
     def __str__(self) -> str:
         """Return the spelling that `parse` reads, marked where the policy holds more than that."""
         used = self.forward.weight, self.forward.input, self.dgrad.grad
-        formats = [x and x.format for x in used]
+        formats = [None if x is None else x.format for x in used]
         weight, activation, grad = (str(x) if x else WIDE for x in formats)
         pair = weight if weight == activation and grad == WIDE else f"{weight}/{activation}"
         pair += "" if grad == WIDE else f"/{grad}"

@@ -17,9 +17,7 @@ import torch
 from microscale.formats import NAMED
 from microscale.kernels.native import casts, products
 from microscale.kernels.native.loader import native
-from microscale.kernels.plan import plan
 from microscale.kernels.storage import Layout
-from microscale.rounding import make_options
 from microscale.tensor import quantize
 from native_calls import Recorder, differences
 from native_casts import FORMATS, Case, draw
@@ -90,9 +88,8 @@ def record(recorder: Recorder, case: Case) -> None:
     with recorder.watching():
         casts.cast(x, found, axis, case.dtype, case.seed)
         if casts.packs(x):
-            asked = plan(x, case.fmt, axis, make_options(*case.options))
-            stored = casts.quantize(x, found, asked, case.seed)
-            layout = Layout(asked.format, axis, torch.float32)
+            stored = casts.quantize(x, found, axis, case.seed)
+            layout = Layout(found.format, axis, torch.float32)
             length = x.shape[axis] if x.dim() else 1
             casts.dequantize(stored, found, layout, length, case.dtype)
 

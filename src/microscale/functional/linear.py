@@ -44,19 +44,18 @@ def linear(
     note_product(name, "linear", (input, operands.input), (weight, operands.weight))
     with plain():
         backward = backward_of(input, weight, policy, name, "linear")
-        packed = isinstance(weight, BlockTensor)
-        if not packed and not rotation:
+        if not isinstance(weight, BlockTensor) and not rotation:
             result = emulated.linear(input, weight, bias, policy, backward)
             if result is not None:
                 return deliver(result, policy)
         turned = rotated(input, rotation)
         left = cast_operand(turned, operands.input, -1)
         tell_product("matrix", input, left, weight, operands.weight, -1, rotation=rotation)
-        right = weight
-        if not packed or backward or unserved(weight):  # else multiplied as stored
+        right = weight  # multiplied as stored, if it can be
+        if not isinstance(weight, BlockTensor) or backward or unserved(weight):
             right = cast_right(weight, operands.weight, -1, rotation)
-        sources = turned, weight if packed else rotated(weight, rotation)
-        return deliver(flow(LINEAR, left, right, bias, sources, backward), policy)
+        source = weight if isinstance(weight, BlockTensor) else rotated(weight, rotation)
+        return deliver(flow(LINEAR, left, right, bias, (turned, source), backward), policy)
 
 
 def matmul(left: Tensor, right: Tensor, *, policy: Policy, name: str = "") -> Tensor:
