@@ -26,8 +26,8 @@ TABLE_BYTES = 256 * 4  # of a table of values by code
 # By name: its arguments, as a record, a pointer to a tensor (None) or a number.
 FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "ms_cast": (Job, None, None, None),
-    "ms_quantize": (Job,),
-    "ms_dequantize": (Job,),
+    "ms_quantize": (Job, None, None, None, None, None),
+    "ms_dequantize": (Job, None, None, None, None),
     "ms_linear": (PackedRecord, None, int, int, None, None, int, int),
     "ms_linear_packed": (PackedRecord, PackedRecord, None, None, int, int),
 }
@@ -98,7 +98,7 @@ class Recorder:
         return run
 
     def _argument(self, call: Call, kind: Any, given: Any) -> tuple[int, int]:
-        if kind is int or given is None:
+        if kind is int or not given:
             return -1, given or 0
         if kind is None:
             return self._tensor(call, given)

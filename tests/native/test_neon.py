@@ -76,7 +76,7 @@ def check(recorder: Recorder, replay: Path, folder: Path) -> None:
     run([QEMU, "-L", str(sysroot), str(replay), str(given), str(left)])
     found = bytearray(left.read_bytes())
     assert differences(recorder.calls, found) == []
-    found[-1] ^= 1
+    found[4] ^= 1  # the first value of the first call
     assert len(differences(recorder.calls, found)) == 1
 
 
