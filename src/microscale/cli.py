@@ -489,6 +489,7 @@ def finetune(  # noqa: PLR0913  (its options)
         )
 
 
+@app.command()
 def export(
     source: Annotated[
         Path, typer.Argument(metavar="SRC", help="A directory or file of any of the layouts.")
