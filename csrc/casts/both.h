@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int64_t kTileRows = 128, kTileLanes = 512;
+constexpr int64_t kTileRows = 128, kTileLanes = 2048;
 
 // Whether the rows of one job are the strips' segments of the other, in blocks that tiles hold.
 inline bool makes_tiles(const Job& rows, const Job& strips) {
