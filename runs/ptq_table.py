@@ -16,7 +16,7 @@ import csv
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -322,10 +322,33 @@ def markdown(table: Sequence[Row], head: str) -> str:
             first = [name, str(wide.units), f"{wide.loss:.4f}", f"{direct.loss:.4f}"]
             said = [_said(by_key.get((model, policy, m)), direct, wide) for m in METHODS]
             lines += [f"| {' | '.join([*first, *said])} |"]
+    lines += _divergences(by_key)
     absent = {m: "not measured yet" for m in ptq_data.SIZES if m not in models}
     left = (ptq_data.NOT_RUN | absent).items()
     lines += ["\n## Not run\n", *(f"- {m}: {why}." for m, why in left)]
     return "\n".join(lines) + "\n"
+
+
+DIVERGENCES = """
+## How far from the float network
+
+KL divergence of the outputs from those of the unquantized network, in nats. A loss on labels can
+fall by quantizing where a network is too sure of itself (those of arm-kws have less in E4M3 and E5M2
+than in float32), and a method that restores the network then loses that again; what it was asked to
+do is this:
+"""
+
+
+def _divergences(by_key: Mapping[tuple[str, str, str], Row]) -> list[str]:
+    lines = [DIVERGENCES, "| model | format | direct cast | " + " | ".join(METHODS) + " |"]
+    lines += ["| --- " * (3 + len(METHODS)) + "|"]
+    for (model, policy, method), row in by_key.items():
+        if method != DIRECT or row.divergence is None:
+            continue
+        given = (by_key.get((model, policy, m)) for m in (DIRECT, *METHODS))
+        said = [f"{r.divergence:.3g}" if r and r.divergence is not None else "-" for r in given]
+        lines += [f"| {' | '.join([model, policy, *said])} |"]
+    return lines
 
 
 def _said(row: Row | None, direct: Row, wide: Row) -> str:
