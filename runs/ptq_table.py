@@ -333,7 +333,7 @@ DIVERGENCES = """
 ## How far from the float network
 
 KL divergence of the outputs from those of the unquantized network, in nats. A loss on labels can
-fall by quantizing where a network is too sure of itself (those of arm-kws have less in E4M3 and E5M2
+fall by quantizing where a network is too sure of itself (those of arm-kws have less in E4M3, E5M2
 than in float32), and a method that restores the network then loses that again; what it was asked to
 do is this:
 """
