@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from microscale.checkpoint.direct import POLICY
 from microscale.checkpoint.native import load, save
 from microscale.commands.outcome import Outcome
 from microscale.commands.quantize import (
-    POLICY,
     PROGRESS,
     WEIGHTS,
     check_folder,

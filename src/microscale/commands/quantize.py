@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from microscale.checkpoint.direct import BESIDES, POLICY
 from microscale.checkpoint.native import save
 from microscale.commands.console import console
 from microscale.commands.direct import cast_directly
@@ -23,7 +24,6 @@ from microscale.suite.setting import Setting
 
 WEIGHTS = "model.safetensors"
 REPORT = "calibration.json"
-POLICY = "policy.toml"
 PROGRESS = ".progress"
 RANGES = "ranges"
 USUAL_METHOD = "error_diffusion"
@@ -36,9 +36,6 @@ USUAL = {
     "correction": None,
 }
 """The options of methods that solve, as they are when none is given."""
-
-BESIDES = ("*.json", "*.model", "*.txt", "*.jinja")
-"""Files of a model directory that are copied: configuration and tokenizer."""
 
 
 def run_quantize(  # noqa: PLR0913  (the command's options)

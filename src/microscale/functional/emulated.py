@@ -13,7 +13,7 @@ from torch import Tensor
 from microscale.functional.factor import Factor, multiply, suits
 from microscale.functional.flow import LINEAR, Backward
 from microscale.policy import Policy
-from microscale.watch import leave_backward, tell_product
+from microscale.watch import leave_backward
 from microscale.weights import forget, is_uncast, owner, straight_through
 
 
@@ -41,22 +41,13 @@ def linear(
     if torch.is_grad_enabled() and any(wanted):
         result = _apply(x, weight, bias, policy, backward)
     else:
-        result = _forward(x, weight, bias, policy)[0]
+        result = multiply(*_factors(x, weight, policy), bias)[0]
     return result.reshape(*input.shape[:-1], result.shape[-1])
 
 
 def _factors(x: Tensor, weight: Tensor, policy: Policy) -> tuple[Factor, Factor]:
     forward = policy.forward
     return Factor(x, forward.input, 1), Factor(weight, forward.weight, 1, weight=True)
-
-
-def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, policy: Policy
-) -> tuple[Tensor, Tensor, Tensor]:
-    left, right = _factors(x, weight, policy)
-    result, a, b = multiply(left, right, bias)
-    tell_product("matrix", x, a, weight, right.operand, 1)
-    return result, a, b
 
 
 class _Linear(torch.autograd.Function):
@@ -75,7 +66,7 @@ class _Linear(torch.autograd.Function):
         policy: Policy,
         backward: Backward | None,
     ) -> Tensor:
-        result, a, b = _forward(x, weight, bias, policy)
+        result, a, b = multiply(*_factors(x, weight, policy), bias)
         ctx.own = backward
         of_x, of_weight = ctx.needs_input_grad[:2]
         ctx.save_for_backward(

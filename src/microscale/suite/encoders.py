@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from microscale.checkpoint.folder import read_json
 from microscale.errors import MicroscaleError, near_names
 from microscale.suite.entry import Subject
 from microscale.suite.hub import (
@@ -26,7 +27,6 @@ from microscale.suite.hub import (
     context_of,
     load_config,
     load_pretrained,
-    read_json,
 )
 from microscale.suite.labelled import Examples, Pair, Pairs, Sentence, Sentences
 from microscale.suite.predictions import Predictions

@@ -1,6 +1,5 @@
 """Models of Hugging Face from a directory or by name, checked before loading."""
 
-import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from microscale.checkpoint.folder import read_json
 from microscale.errors import MicroscaleError
 from microscale.suite.extras import require
 
@@ -156,19 +156,6 @@ def context_of(config: Any) -> int:
         if isinstance(value, int) and value > 1:
             return value
     return 2048
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; MicroscaleError where there is none."""
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise MicroscaleError(
-            f"{str(path)!r} is not valid JSON ({error}); fetch it again."
-        ) from error
-    if not isinstance(content, dict):
-        raise MicroscaleError(f"{str(path)!r} holds {type(content).__name__}, not an object.")
-    return content
 
 
 @contextmanager
